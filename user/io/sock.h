@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Addresses and sockets. Every socket made here is non-blocking and
+ * close-on-exec; TCP ones have TCP_NODELAY.
+ */
+#pragma once
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include "base/util.h"
+
+struct sock_addr {
+	socklen_t len;
+	union {
+		struct sockaddr sa;
+		struct sockaddr_in in;
+		struct sockaddr_in6 in6;
+		struct sockaddr_un un;
+		struct sockaddr_storage ss;
+	};
+};
+
+/* Room for any address as text, with port, brackets and NUL ("unix:" + path for a unix socket). */
+#define SOCK_TEXT_MAX 120
+
+/* Parses "1.2.3.4:80", "[::1]:80", "*:80" or "unix:/path". 0 or -EINVAL. */
+int sock_parse(struct sock_addr *out, const char *text);
+/* Writes the address as text; with_port false leaves port and brackets away. Returns out. */
+const char *sock_text(char out[static SOCK_TEXT_MAX], const struct sock_addr *a, bool with_port);
+uint16_t sock_port(const struct sock_addr *a);
+
+/*
+ * Listens on a. reuseport: several sockets share the address, the kernel
+ * spreads connections over them. A stale unix socket file (nobody answers) is
+ * replaced. The descriptor, or -errno.
+ */
+int sock_listen(const struct sock_addr *a, int backlog, bool reuseport);
+/* Starts a connection; in_progress tells whether EPOLLOUT must be awaited. The descriptor, or -errno. */
+int sock_connect(const struct sock_addr *a, bool *in_progress);
+/* The pending error of a socket (SO_ERROR) as -errno, or 0. */
+int sock_error(int fd);
+/* Makes the coming close(2) send RST instead of FIN: what was sent must not look complete. */
+void sock_abort_on_close(int fd);
+bool sock_is_tcp(const struct sock_addr *a);
+int sock_local(int fd, struct sock_addr *out);
