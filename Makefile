@@ -51,7 +51,10 @@ $(OUT)/sluice: $(OUT)/obj/user/main.o $(OUT)/libsluice.a
 
 $(TOOLS:%=$(OUT)/%): $(OUT)/%: $(OUT)/obj/tools/%.o $(OUT)/libsluice.a
 	$(call say,LINK,$@)
-	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+	$(Q)$(CC) $(LDFLAGS) -o $@ $(filter %.o,$^) $(filter %.a,$^) $(LDLIBS)
+
+# A tool that is more than one file keeps the rest in tools/NAME/.
+$(OUT)/origin: $(patsubst %.c,$(OUT)/obj/%.o,$(wildcard tools/origin/*.c))
 
 $(OUT)/libsluice.a: $(LIB_OBJ)
 	$(call say,AR,$@)
