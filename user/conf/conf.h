@@ -243,7 +243,6 @@ struct conf {
 
 	/* Private to this room. */
 	struct conf_outside *outside;
-	uint32_t outside_count;
 	void *memory;
 	atomic_uint refs;
 };
@@ -290,7 +289,7 @@ const struct conf_route *conf_route_match(const struct conf_listener *l, struct 
 /* NULL when there is no upstream of that name. */
 const struct conf_upstream *conf_upstream_find(const struct conf *c, struct str name);
 
-/* "error" and so on for messages and status pages; never NULL. */
+/* The words of the file, for messages and status pages; never NULL. */
 const char *conf_engine_name(enum conf_engine e);
 const char *conf_balance_name(enum conf_balance b);
 const char *conf_health_name(enum conf_health h);
