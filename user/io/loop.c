@@ -118,14 +118,20 @@ void loop_defer(struct loop *l, struct defer *d)
 	l->deferred = d;
 }
 
-void loop_post(struct loop *l, struct task *t)
+void loop_later(struct loop *l, struct task *t)
 {
-	uint64_t one = 1;
 	struct task *head = atomic_load(&l->posted);
 
 	do
 		t->next = head;
 	while (!atomic_compare_exchange_weak(&l->posted, &head, t));
+}
+
+void loop_post(struct loop *l, struct task *t)
+{
+	uint64_t one = 1;
+
+	loop_later(l, t);
 	if (write(l->wake.fd, &one, sizeof(one)) < 0) {
 		/* The counter is full, so a wake-up is pending already. */
 	}

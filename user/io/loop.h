@@ -53,6 +53,8 @@ uint64_t loop_now_fresh(struct loop *l);
 void loop_defer(struct loop *l, struct defer *d);
 /* From any thread. The task must stay alive until it ran. */
 void loop_post(struct loop *l, struct task *t);
+/* The same from the loop's own thread: runs in the next turn, which then does not wait. */
+void loop_later(struct loop *l, struct task *t);
 
 /* Runs until loop_stop. 0 or -errno of epoll. */
 int loop_run(struct loop *l);

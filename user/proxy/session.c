@@ -1,0 +1,331 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The session's states and the ways between them:
+ *
+ *   HANDSHAKE -> HEAD -> PICK -> CONNECT -> EXCHANGE -> HEAD | LINGER | CLOSED
+ *                  |       ^________|           |  \-> TUNNEL -> CLOSED
+ *                  |        (retry)             |
+ *                  \------> REPLY <-------------/   (an answer of our own)
+ *
+ * Everything is tried in order until nothing moves; events only say that it is
+ * worth trying again. Only session_run calls the steps.
+ */
+#include "proxy/session.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+#include "base/fault.h"
+#include "base/log.h"
+#include "proxy/exchange.h"
+#include "proxy/listener.h"
+#include "proxy/worker.h"
+
+#define HEAD_READ 4096u
+
+static const char *const state_names[] = {
+#define X(name, text) [SESSION_##name] = text,
+#include "proxy/session_state.def"
+#undef X
+};
+
+static const struct {
+	const char *text;
+	bool is_error;
+} ends[] = {
+#define X(name, err, what) [END_##name] = { what, err },
+#include "proxy/session_end.def"
+#undef X
+};
+
+/* Which states may follow which; checked at every change. */
+static const uint16_t legal[_SESSION_STATE_MAX] = {
+#define TO(s) (1u << SESSION_##s)
+	[SESSION_HANDSHAKE] = TO(HEAD) | TO(CLOSED),
+	[SESSION_HEAD] = TO(PICK) | TO(REPLY) | TO(CLOSED),
+	[SESSION_PICK] = TO(CONNECT) | TO(REPLY) | TO(CLOSED),
+	[SESSION_CONNECT] = TO(PICK) | TO(EXCHANGE) | TO(REPLY) | TO(CLOSED),
+	[SESSION_EXCHANGE] = TO(HEAD) | TO(PICK) | TO(TUNNEL) | TO(REPLY) | TO(LINGER) | TO(CLOSED),
+	[SESSION_TUNNEL] = TO(CLOSED),
+	[SESSION_REPLY] = TO(HEAD) | TO(LINGER) | TO(CLOSED),
+	[SESSION_LINGER] = TO(CLOSED),
+	[SESSION_CLOSED] = 0,
+#undef TO
+};
+
+const char *session_state_name(enum session_state st)
+{
+	return state_names[st];
+}
+
+const char *session_end_name(enum session_end e)
+{
+	return ends[e].text;
+}
+
+bool session_end_is_error(enum session_end e)
+{
+	return ends[e].is_error;
+}
+
+void session_go(struct session *s, enum session_state next)
+{
+	if (!(legal[s->state] & (1u << next))) {
+		log_error("bug", "reason=\"illegal session state change\" from=%s to=%s", state_names[s->state],
+			  state_names[next]);
+		abort();
+	}
+	s->state = next;
+	s->since = loop_now(s->worker->loop);
+}
+
+static void session_free(struct defer *d)
+{
+	struct session *s = container_of(d, struct session, reap);
+
+	if (s->again_queued)
+		return; /* the task frees it */
+	free(s);
+}
+
+static void session_again(struct task *t)
+{
+	struct session *s = container_of(t, struct session, again);
+
+	s->again_queued = false;
+	if (s->state == SESSION_CLOSED)
+		loop_defer(s->worker->loop, &s->reap);
+	else
+		session_event(s);
+}
+
+static void client_event(struct watch *w, uint32_t events)
+{
+	struct session *s = container_of(w, struct session, client.watch);
+
+	conn_event(&s->client, events);
+	session_event(s);
+}
+
+void session_close(struct session *s, bool abort)
+{
+	if (s->state == SESSION_CLOSED)
+		return;
+	session_go(s, SESSION_CLOSED);
+	timer_remove(s->worker->loop, &s->timer);
+	flow_sock_remove(&s->flow);
+	conn_deinit(&s->client, abort);
+	buf_deinit(&s->in);
+	list_unlink(&s->link);
+	s->worker->session_count--;
+	listener_session_closed(s->listener);
+	s->reap.queued = false;
+	loop_defer(s->worker->loop, &s->reap);
+	worker_session_gone(s->worker);
+}
+
+/* ---- steps: true when something moved and the next step is worth trying ---- */
+
+static bool step_handshake(struct session *s)
+{
+	int r = tls_handshake(s->client.tls);
+
+	if (r > 0)
+		return false;
+	if (r < 0) {
+		char text[160];
+
+		COUNT(s->worker, client_tls_failures);
+		log_info("client_tls_failed", "listener=%s reason=%s", s->listener->text,
+			 log_quote(text, sizeof(text), str_from(tls_reason(s->client.tls))));
+		session_close(s, false);
+		return false;
+	}
+	s->client.readable = s->client.writable = true;
+	session_go(s, SESSION_HEAD);
+	return true;
+}
+
+static bool step_head(struct session *s)
+{
+	const struct conf_listener *l = s->listener->conf;
+	struct http_limits limits = { .head_bytes = l->limits.head_bytes, .fields = l->limits.fields };
+	struct http_verdict verdict;
+	ssize_t n;
+	int r;
+
+	if (s->in.len) {
+		r = http_parse_request(buf_data(&s->in), s->in.len, &s->scan, &limits, &s->worker->head, &verdict);
+		if (r == 0) {
+			s->scan = 0;
+			exchange_begin(s);
+			return s->state != SESSION_CLOSED;
+		}
+		if (r == HTTP_BAD) {
+			exchange_refuse(s, &verdict);
+			return s->state != SESSION_CLOSED;
+		}
+	}
+	if (s->client.eof || s->client.failed || (s->worker->draining && s->in.len == 0 && s->requests)) {
+		session_close(s, false);
+		return false;
+	}
+	if (!s->client.readable || (s->in.len == buf_room(&s->in) && buf_reserve(&s->in, HEAD_READ) < 0)) {
+		buf_release_if_empty(&s->in);
+		return false;
+	}
+	if (buf_room(&s->in) < HEAD_READ / 4 && buf_reserve(&s->in, HEAD_READ) < 0) {
+		session_close(s, false);
+		return false;
+	}
+	n = conn_read(&s->client, buf_tail(&s->in), buf_room(&s->in));
+	if (n > 0) {
+		if (s->in.len == 0)
+			s->since = loop_now(s->worker->loop);
+		buf_commit(&s->in, (size_t)n);
+		return true;
+	}
+	if (n == -EAGAIN) {
+		buf_release_if_empty(&s->in);
+		return false;
+	}
+	if (n < 0)
+		session_close(s, false);
+	return n == 0;
+}
+
+static bool step_linger(struct session *s)
+{
+	char sink[16384];
+	ssize_t n;
+
+	for (unsigned i = 0; i < 64 && s->client.readable; i++) {
+		n = conn_read(&s->client, sink, sizeof(sink));
+		if (n == -EAGAIN)
+			return false;
+		if (n <= 0)
+			break;
+	}
+	if (s->client.readable || s->client.eof || s->client.failed)
+		session_close(s, false);
+	return false;
+}
+
+static bool step(struct session *s)
+{
+	switch (s->state) {
+	case SESSION_HANDSHAKE:
+		return step_handshake(s);
+	case SESSION_HEAD:
+		return step_head(s);
+	case SESSION_PICK:
+		return exchange_pick(s);
+	case SESSION_CONNECT:
+		return exchange_connect(s);
+	case SESSION_EXCHANGE:
+		return exchange_step(s);
+	case SESSION_TUNNEL:
+		return exchange_tunnel(s);
+	case SESSION_REPLY:
+		return exchange_reply(s);
+	case SESSION_LINGER:
+		return step_linger(s);
+	default:
+		return false;
+	}
+}
+
+void session_event(struct session *s)
+{
+	if (s->running || s->state == SESSION_CLOSED) {
+		s->rerun = true;
+		return;
+	}
+	s->running = true;
+	do {
+		s->rerun = false;
+		while (step(s))
+			;
+	} while (s->rerun && s->state != SESSION_CLOSED);
+	s->running = false;
+	if (s->state != SESSION_CLOSED)
+		session_arm_timer(s);
+}
+
+void session_run_again(struct session *s)
+{
+	if (s->again_queued)
+		return;
+	s->again_queued = true;
+	loop_later(s->worker->loop, &s->again);
+}
+
+void session_end_connection(struct session *s, bool unread)
+{
+	if (s->client.eof || s->client.failed || (!unread && s->in.len == 0)) {
+		session_close(s, false);
+		return;
+	}
+	if (conn_shutdown(&s->client) < 0) {
+		session_close(s, false);
+		return;
+	}
+	buf_deinit(&s->in);
+	session_go(s, SESSION_LINGER);
+}
+
+void session_kill(struct session *s, enum session_end why)
+{
+	if (s->x)
+		exchange_abort(s, why);
+	else
+		session_close(s, false);
+}
+
+void session_drain(struct session *s, bool close_idle)
+{
+	if (s->state == SESSION_LINGER || (close_idle && s->state == SESSION_HEAD && s->in.len == 0))
+		session_close(s, false);
+}
+
+int session_new(struct worker *w, struct listener *l, int fd, const struct sock_addr *peer)
+{
+	struct session *s = fault_hit(FAULT_ALLOC) ? NULL : calloc(1, sizeof(*s));
+	struct tls_ctx *tls = w->site->site->listener_tls[l->index];
+	int r;
+
+	if (!s) {
+		close_fd(fd);
+		return -ENOMEM;
+	}
+	s->worker = w;
+	s->listener = l;
+	s->reap.free = session_free;
+	s->again.run = session_again;
+	timer_init(&s->timer, session_timer);
+	s->flow = FLOW_SOCK_INIT;
+	list_init(&s->link);
+	if (peer->len <= sizeof(s->peer) && peer->sa.sa_family != AF_UNIX)
+		memcpy(&s->peer, &peer->ss, peer->len);
+	else
+		s->peer.sa.sa_family = AF_UNIX;
+	r = conn_init(&s->client, w->loop, fd, client_event);
+	if (r < 0) {
+		free(s);
+		return r;
+	}
+	s->state = tls ? SESSION_HANDSHAKE : SESSION_HEAD;
+	s->since = loop_now(w->loop);
+	if (tls) {
+		r = tls_new_server(&s->client.tls, tls, fd);
+		if (r < 0) {
+			conn_deinit(&s->client, true);
+			free(s);
+			return r;
+		}
+	}
+	list_push_back(&w->sessions, &s->link);
+	w->session_count++;
+	session_event(s);
+	return 0;
+}

@@ -1,0 +1,217 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "proxy/upconn.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/socket.h>
+
+#include "base/fault.h"
+#include "proxy/session.h"
+#include "proxy/worker.h"
+
+static struct list *bucket(struct worker *w, const struct backend *b)
+{
+	return &w->pool[hash_u64(b->id) % WORKER_POOL_BUCKETS];
+}
+
+static void upconn_free(struct defer *d)
+{
+	struct upconn *u = container_of(d, struct upconn, reap);
+
+	buf_deinit(&u->in);
+	backend_unref(u->backend);
+	free(u);
+}
+
+void upconn_close(struct upconn *u, bool abort)
+{
+	if (u->state == UPCONN_IDLE)
+		u->worker->pool_idle--;
+	list_unlink(&u->idle);
+	u->session = NULL;
+	if (conn_open(&u->conn)) {
+		flow_sock_remove(&u->flow);
+		conn_deinit(&u->conn, abort);
+		backend_connection_closed(u->backend);
+	}
+	loop_defer(u->worker->loop, &u->reap);
+}
+
+/*
+ * Nothing to read, not even an end. A byte that nobody asked for would be taken
+ * for the answer to the next request, so this is looked at before a connection
+ * is kept and again before it is used.
+ */
+static bool upconn_silent(struct upconn *u)
+{
+	char c;
+
+	if (u->conn.rdhup || u->conn.failed || u->in.len)
+		return false;
+	if (u->conn.tls) /* may take in a session ticket, which is no data */
+		return conn_read(&u->conn, &c, 1) == -EAGAIN;
+	return recv(u->conn.watch.fd, &c, 1, MSG_PEEK | MSG_DONTWAIT) < 0 && errno == EAGAIN;
+}
+
+static void upconn_event(struct watch *w, uint32_t events)
+{
+	struct upconn *u = container_of(w, struct upconn, conn.watch);
+
+	conn_event(&u->conn, events);
+	if (u->session)
+		session_event(u->session);
+	else if (u->state == UPCONN_IDLE && !upconn_silent(u))
+		upconn_close(u, false);
+}
+
+struct upconn *upconn_take(struct worker *w, struct backend *b, struct session *s)
+{
+	struct list *head = bucket(w, b), *it, *next;
+
+	list_for_each_safe(it, next, head) {
+		struct upconn *u = list_entry(it, struct upconn, idle);
+
+		if (u->backend != b)
+			continue;
+		if (!upconn_silent(u)) {
+			upconn_close(u, false);
+			continue;
+		}
+		list_unlink(&u->idle);
+		w->pool_idle--;
+		u->state = UPCONN_READY;
+		u->session = s;
+		u->requests++;
+		return u;
+	}
+	return NULL;
+}
+
+int upconn_open(struct upconn **out, struct worker *w, struct worker_site *site, uint32_t upstream, struct backend *b,
+		struct session *s)
+{
+	bool in_progress = false;
+	struct upconn *u;
+	int fd, r;
+
+	if (fault_hit(FAULT_ALLOC))
+		return -ENOMEM;
+	u = calloc(1, sizeof(*u));
+	if (!u)
+		return -ENOMEM;
+	fd = sock_connect(&b->addr, &in_progress);
+	if (fd < 0) {
+		free(u);
+		return fd;
+	}
+	list_init(&u->idle);
+	u->worker = w;
+	u->session = s;
+	u->reap.free = upconn_free;
+	u->tls_index = upstream;
+	u->requests = 1;
+	u->flow = FLOW_SOCK_INIT;
+	r = conn_init(&u->conn, w->loop, fd, upconn_event);
+	if (r < 0) {
+		free(u);
+		return r;
+	}
+	u->backend = backend_ref(b);
+	backend_connection_opened(b);
+	u->conn.readable = false;
+	u->conn.writable = !in_progress;
+	u->state = UPCONN_CONNECTING;
+	if (site->site->upstream_tls[upstream]) {
+		r = tls_new_client(&u->conn.tls, site->site->upstream_tls[upstream], fd, b->tls_name,
+				   site->sessions[upstream]);
+		if (r < 0) {
+			upconn_close(u, false);
+			return r;
+		}
+	}
+	*out = u;
+	return 0;
+}
+
+int upconn_step(struct upconn *u, const char **reason)
+{
+	int r;
+
+	if (u->state == UPCONN_CONNECTING) {
+		if (!u->conn.writable)
+			return 1;
+		r = sock_error(u->conn.watch.fd);
+		if (r == 0 && u->conn.failed)
+			r = -ECONNRESET;
+		if (r < 0) {
+			*reason = strerror(-r);
+			return r;
+		}
+		u->state = u->conn.tls ? UPCONN_HANDSHAKE : UPCONN_READY;
+		u->conn.readable = true;
+	}
+	if (u->state == UPCONN_HANDSHAKE) {
+		r = tls_handshake(u->conn.tls);
+		if (r > 0)
+			return 1;
+		if (r < 0) {
+			*reason = tls_reason(u->conn.tls);
+			return r;
+		}
+		u->state = UPCONN_READY;
+		u->conn.readable = u->conn.writable = true;
+		switch (tls_kernel(u->conn.tls)) {
+		case TLS_KERNEL_BOTH:
+			COUNT(u->worker, ktls_both);
+			break;
+		case TLS_KERNEL_TX:
+			COUNT(u->worker, ktls_tx);
+			break;
+		case TLS_KERNEL_RX:
+			COUNT(u->worker, ktls_rx);
+			break;
+		default:
+			COUNT(u->worker, ktls_none);
+		}
+	}
+	return 0;
+}
+
+void upconn_release(struct upconn *u, const struct conf_upstream *c)
+{
+	struct worker *w = u->worker;
+	struct list *head = bucket(w, u->backend), *it, *next;
+	uint32_t share = (c->keepalive_max_idle + w->conf->threads - 1) / w->conf->threads, n = 0;
+
+	u->session = NULL;
+	if (w->draining || !backend_usable(u->backend) || u->in.len || (u->conn.readable && !upconn_silent(u))) {
+		upconn_close(u, false);
+		return;
+	}
+	list_for_each_safe(it, next, head)
+		n += list_entry(it, struct upconn, idle)->backend == u->backend;
+	if (n >= share) {
+		upconn_close(u, false);
+		return;
+	}
+	buf_deinit(&u->in);
+	u->state = UPCONN_IDLE;
+	u->idle_until = loop_now(w->loop) + c->timeouts.idle_ms * NS_PER_MS;
+	list_push_front(head, &u->idle);
+	w->pool_idle++;
+}
+
+void upconn_sweep(struct worker *w, uint64_t now)
+{
+	struct list *it, *next;
+
+	for (size_t i = 0; w->pool_idle && i < WORKER_POOL_BUCKETS; i++)
+		list_for_each_safe(it, next, &w->pool[i])
+			if (list_entry(it, struct upconn, idle)->idle_until <= now)
+				upconn_close(list_entry(it, struct upconn, idle), false);
+}
+
+void upconn_close_idle(struct worker *w)
+{
+	upconn_sweep(w, UINT64_MAX);
+}

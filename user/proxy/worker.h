@@ -1,0 +1,88 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A worker: one thread, one loop, its own listening sockets, its own idle
+ * upstream connections, its own counters. A request lives in one worker from
+ * its first byte to its last, so nothing on its path takes a lock.
+ *
+ * What workers share is immutable (struct site) or atomic (backends). A site is
+ * what one configuration snapshot means at run time; a reload posts the next
+ * one to every worker, and running requests keep the one they began with.
+ */
+#pragma once
+#include <pthread.h>
+#include <stdatomic.h>
+#include "base/list.h"
+#include "conf/conf.h"
+#include "http/http.h"
+#include "io/loop.h"
+#include "io/tls.h"
+#include "kern/bpf.h"
+#include "kern/flow.h"
+#include "lb/lb.h"
+#include "lb/retry.h"
+
+#define WORKER_PIPES_MAX 64
+#define WORKER_POOL_BUCKETS 64
+
+struct access_log;
+struct exchange;
+struct proxy;
+
+/* One configuration at run time. Reference-counted, thread-safe, immutable. */
+struct site {
+	atomic_uint refs;
+	const struct conf *conf;
+	struct lb_table *table;
+	struct tls_ctx **upstream_tls; /* conf->upstream_count; NULL where plain */
+	struct tls_ctx **listener_tls; /* conf->listener_count; NULL where plain */
+	struct str *via;	       /* conf->listener_count; "1.1 name" */
+};
+
+struct site *site_ref(struct site *s);
+void site_unref(struct site *s);
+
+/* A worker's own state for the site: balancers and a session cache per upstream. */
+struct worker_site {
+	unsigned refs; /* the worker's own, and one per exchange; not shared between threads */
+	struct site *site;
+	struct upstream_view *views; /* site->table->n */
+	struct tls_session_cache **sessions;
+};
+
+struct worker {
+	struct proxy *proxy;
+	unsigned index;
+	pthread_t thread;
+	struct loop *loop;
+	const struct conf *conf; /* of the current site, for short */
+	struct worker_site *site;
+	struct sluice_counters *counters;
+	struct flow_group *flows; /* NULL: no sockmap engine */
+
+	struct list listeners; /* struct listener */
+	struct list sessions;  /* struct session, all of them */
+	unsigned session_count;
+	bool draining; /* no new requests; see worker_drain */
+
+	struct list pool[WORKER_POOL_BUCKETS]; /* struct upconn, idle, newest first */
+	unsigned pool_idle;
+	struct retry_budget retries;
+	struct timer tick; /* once a second: pool, log */
+
+	int pipes[WORKER_PIPES_MAX][2]; /* empty ones, for the splice engine */
+	unsigned pipes_n;
+
+	struct exchange *free_exchanges;
+	unsigned free_exchanges_n;
+	struct buf log; /* access log lines not yet written */
+
+	/* Scratch for parsing; valid within one callback only. */
+	struct http_head head;
+	struct http_field fields[HTTP_FIELDS_MAX];
+};
+
+#define COUNT_ADD(w, name, n) __atomic_fetch_add(&(w)->counters->name, (uint64_t)(n), __ATOMIC_RELAXED)
+#define COUNT(w, name) COUNT_ADD(w, name, 1)
+
+struct worker_site *worker_site_ref(struct worker_site *s);
+void worker_site_unref(struct worker_site *s);
