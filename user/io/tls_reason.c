@@ -155,6 +155,11 @@ int tls_fail_ssl(struct tls *t, int ssl_error)
 		ERR_clear_error();
 		return tls_fail_alert(t, (uint8_t)(t->alert_in - 1));
 	}
+	/* The very first thing was an alert; OpenSSL calls that a wrong version when it waits for a hello. */
+	if (shaking && t->head_n >= 7 && t->head[0] == SSL3_RT_ALERT) {
+		ERR_clear_error();
+		return tls_fail_alert(t, t->head[6]);
+	}
 	if (shaking && !spoke_tls(t)) {
 		ERR_clear_error();
 		return tls_fail(t, -EPROTO, TLS_FAIL_PLAINTEXT, "peer does not speak TLS");
