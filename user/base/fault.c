@@ -52,6 +52,7 @@ int fault_init(const char *spec)
 		}
 		if (!faults[f].first || (*end && *end != ','))
 			return -EINVAL;
+		atomic_store(&faults[f].calls, 0); /* a test counts anew for each spec */
 		fault_armed = true;
 		spec = *end ? end + 1 : end;
 	}
