@@ -175,9 +175,9 @@ static void sections_must_agree(void **state)
 		  "f:3:50: listeners[0].routes[0].upstream: there is no upstream \"onne\", did you mean \"one\"?\n"
 		  "f:3:68: listeners[0].routes[1].upstream: there is no upstream \"zzzzzz\", add it under upstreams\n" },
 		{ V UP "listeners: [{address: \"*:1\"}, {address: \"0.0.0.0:1\"}]\n",
-		  "f:3:31: listeners[1].address: \"0.0.0.0:1\" is taken by the listener at line 3, write another\n" },
+		  "f:3:41: listeners[1].address: \"0.0.0.0:1\" is taken by the listener at line 3, write another\n" },
 		{ V UP "admin: {http: \"127.0.0.1:1\"}\nlisteners: [{address: 127.0.0.1:1}]\n",
-		  "f:4:13: listeners[0].address: \"127.0.0.1:1\" is taken by admin.http, write another\n" },
+		  "f:4:23: listeners[0].address: \"127.0.0.1:1\" is taken by admin.http, write another\n" },
 		{ V UP "listeners:\n- address: 127.0.0.1:1\n  routes: [{upstream: one},\n    {host: a, upstream: one}]\n",
 		  "f:6:5: this route is never reached, the one at line 5 takes everything: move it above\n" },
 		{ V UP "listeners:\n- address: 127.0.0.1:1\n  routes: [{host: a, upstream: one},\n    {host: A, upstream: one}]\n",

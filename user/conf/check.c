@@ -73,10 +73,10 @@ static void check_listener(struct parse *p, uint32_t index)
 
 	for (uint32_t i = 0; i < index; i++)
 		if (addr_equal(&c->listeners[i].address, &l->address))
-			report_at(p->report, l->pos, "listeners[%u].address: \"%s\" is taken by the listener at line %u, write another",
+			report_at(p->report, l->address.pos, "listeners[%u].address: \"%s\" is taken by the listener at line %u, write another",
 				  index, l->address.text, c->listeners[i].pos.line);
 	if (addr_equal(&c->admin.http, &l->address))
-		report_at(p->report, l->pos, "listeners[%u].address: \"%s\" is taken by admin.http, write another", index,
+		report_at(p->report, l->address.pos, "listeners[%u].address: \"%s\" is taken by admin.http, write another", index,
 			  l->address.text);
 	check_reach(p, l);
 	if (l->route_count || c->upstream_count == 0)

@@ -45,6 +45,7 @@ struct conf_addr {
 	};
 	socklen_t len;
 	const char *text; /* as written, "" when none */
+	struct conf_pos pos;
 };
 
 enum conf_log_format { CONF_LOG_TEXT, CONF_LOG_JSON };

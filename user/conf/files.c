@@ -88,7 +88,7 @@ static void directory_of(const char *path, char *out, size_t cap)
 
 static void check_creatable(struct report *r, const struct conf_outside *o)
 {
-	char dir[4096], what[256];
+	char dir[4096], inside[4100], what[256];
 	struct stat st;
 
 	if (stat(o->text, &st) == 0 && S_ISDIR(st.st_mode)) {
@@ -96,7 +96,9 @@ static void check_creatable(struct report *r, const struct conf_outside *o)
 		return;
 	}
 	directory_of(o->text, dir, sizeof(dir));
-	if (access(dir, W_OK | X_OK) == 0)
+	/* With the dot a file in its place is told as such, and not as a missing right. */
+	snprintf(inside, sizeof(inside), "%s/.", dir);
+	if (access(inside, W_OK | X_OK) == 0)
 		return;
 	snprintf(what, sizeof(what), "can not be made in %.150s (%s)", dir, strerror(errno));
 	fault(r, o, what, "create the directory or allow this user to write there");
@@ -173,7 +175,7 @@ static void check_pins(struct report *r, const struct conf_outside *o)
 }
 
 /* An address of this host? Binding to port 0 asks without taking the real port from anyone. */
-static void check_local(struct report *r, const struct conf_addr *a, struct conf_pos pos, const char *label)
+static void check_local(struct report *r, const struct conf_addr *a, const char *label)
 {
 	struct conf_addr probe = *a;
 	int fd;
@@ -187,11 +189,11 @@ static void check_local(struct report *r, const struct conf_addr *a, struct conf
 	fd = socket(a->sa.sa_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	if (fd < 0) {
 		if (errno == EAFNOSUPPORT)
-			report_at(r, pos, "%s: \"%s\" is of a kind this host does not have, write an IPv4 address", label, a->text);
+			report_at(r, a->pos, "%s: \"%s\" is of a kind this host does not have, write an IPv4 address", label, a->text);
 		return;
 	}
 	if (bind(fd, &probe.sa, probe.len) < 0 && errno == EADDRNOTAVAIL)
-		report_at(r, pos, "%s: \"%s\" is no address of this host, write one that is, or 0.0.0.0 for all", label,
+		report_at(r, a->pos, "%s: \"%s\" is no address of this host, write one that is, or 0.0.0.0 for all", label,
 			  a->text);
 	close(fd);
 }
@@ -227,9 +229,9 @@ int conf_check_files(const struct conf *c, struct buf *errors)
 		char label[32];
 
 		snprintf(label, sizeof(label), "listeners[%u].address", i);
-		check_local(&r, &c->listeners[i].address, c->listeners[i].pos, label);
+		check_local(&r, &c->listeners[i].address, label);
 	}
-	check_local(&r, &c->admin.http, (struct conf_pos){ 0 }, "admin.http");
+	check_local(&r, &c->admin.http, "admin.http");
 	if (r.oom)
 		return -ENOMEM;
 	return r.errors > 0;

@@ -49,6 +49,7 @@ static void set_bind(struct parse *p, const struct node *v, void *dst, const str
 		p->report->oom = true;
 		return;
 	}
+	parsed.pos = v->pos;
 	*addr = parsed;
 	if (parsed.sa.sa_family == AF_UNIX)
 		field_note_outside(p, v, OUTSIDE_CREATE, parsed.un.sun_path[0] ? parsed.text + strlen("unix:") : "");

@@ -50,6 +50,7 @@ static void set_server_address(struct parse *p, const struct node *v, void *dst,
 	server->kind = a.kind;
 	server->addr = a.addr;
 	server->addr.text = a.kind == CONF_SERVER_NAME ? "" : server->address;
+	server->addr.pos = v->pos;
 	server->port = a.port;
 }
 
