@@ -41,11 +41,12 @@ FUZZ     := $(patsubst tests/fuzz/%.c,%,$(wildcard tests/fuzz/*_fuzz.c))
 BIN      := $(OUT)/sluice $(TOOLS:%=$(OUT)/%)
 
 .DEFAULT_GOAL := all
-.PHONY: all bins deps run check unit e2e rooms asan tsan vmtest bench fuzz fuzz-run install uninstall clean format compdb
+.PHONY: all bins deps run check unit unit-bins unit-threads e2e rooms asan tsan vmtest bench fuzz fuzz-run install uninstall clean format compdb
 all: bins
 bins: $(BIN)
 
-$(OUT)/sluice: $(OUT)/obj/user/main.o $(OUT)/libsluice.a
+MAIN_OBJ := $(patsubst %.c,$(OUT)/obj/%.o,$(wildcard user/*.c))
+$(OUT)/sluice: $(MAIN_OBJ) $(OUT)/libsluice.a
 	$(call say,LINK,$@)
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
@@ -77,7 +78,7 @@ $(OUT)/tests/%_test: $(OUT)/obj/tests/unit/%_test.o $(OUT)/libsluice.a
 	$(call say,LINK,$@)
 	$(Q)mkdir -p $(@D) && $(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS) -lcmocka
 
--include $(LIB_OBJ:.o=.d) $(OUT)/obj/user/main.d $(TOOLS:%=$(OUT)/obj/tools/%.d) $(wildcard $(OUT)/bpf/*.d $(OUT)/obj/tests/unit/*.d)
+-include $(LIB_OBJ:.o=.d) $(MAIN_OBJ:.o=.d) $(TOOLS:%=$(OUT)/obj/tools/%.d) $(wildcard $(OUT)/bpf/*.d $(OUT)/obj/tests/unit/*.d)
 .SECONDARY:
 
 deps:
@@ -85,3 +86,75 @@ deps:
 
 clean:
 	$(Q)rm -rf build compile_commands.json
+
+# ---- tests ----
+asan:
+	$(Q)$(MAKE) --no-print-directory VARIANT=asan bins
+tsan:
+	$(Q)$(MAKE) --no-print-directory VARIANT=tsan bins
+
+unit: $(UNIT)
+	$(Q)sh tests/run-unit.sh $(UNIT)
+
+unit-bins: $(UNIT)
+
+# Where threads share state; run with VARIANT=tsan.
+THREADED := $(filter $(OUT)/tests/lb_% $(OUT)/tests/control_% $(OUT)/tests/tls_%,$(UNIT))
+unit-threads: $(THREADED)
+	$(Q)sh tests/run-unit.sh $(THREADED)
+
+rooms:
+	$(Q)sh tests/check-rooms.sh
+
+# Everything, under ASan and UBSan, threads under TSan, fuzz targets shortly; ends with the sum.
+check:
+	$(Q)sh tools/deps.sh test
+	$(Q)sh tests/check.sh
+
+# A fuzz target alone: make fuzz-http_request_fuzz SECONDS=600
+FUZZ_SECONDS ?= 60
+$(FUZZ:%=build/fuzz/%): build/fuzz/%: tests/fuzz/%.c $(LIB_SRC) | $(SKEL)
+	$(call say,FUZZ,$@)
+	$(Q)mkdir -p $(@D) && $(CLANG) $(CPPFLAGS) -std=gnu11 -O1 -g -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined \
+	  -o $@ $< $(wildcard user/base/*.c user/http/*.c user/conf/*.c) -lyaml -pthread
+$(FUZZ:%=fuzz-%): fuzz-%: build/fuzz/%
+	$(Q)sh tests/fuzz/run.sh $< $(FUZZ_SECONDS)
+fuzz: $(FUZZ:%=fuzz-%)
+
+vmtest:
+	$(Q)sh tools/deps.sh vm
+	$(Q)sh vmtest/run.sh
+bench: all
+	$(Q)sh tools/deps.sh bench
+	$(Q)$(PYTHON) tools/bench.py $(BENCH)
+
+run:
+	$(Q)sh tools/deps.sh
+	$(Q)$(MAKE) --no-print-directory all
+	$(Q)sh tools/demo.sh
+
+# ---- installing ----
+install: all
+	install -d $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man8 $(DESTDIR)$(PREFIX)/share/man/man5 \
+	  $(DESTDIR)$(PREFIX)/share/bash-completion/completions $(DESTDIR)$(PREFIX)/share/doc/sluice $(DESTDIR)$(PREFIX)/lib/systemd/system
+	install -m 755 $(OUT)/sluice $(DESTDIR)$(PREFIX)/sbin/sluice
+	install -m 755 $(OUT)/sluicectl $(DESTDIR)$(PREFIX)/bin/sluicectl
+	install -m 644 conf/sluice.8 conf/sluicectl.8 $(DESTDIR)$(PREFIX)/share/man/man8/
+	install -m 644 conf/sluice.yaml.5 $(DESTDIR)$(PREFIX)/share/man/man5/
+	install -m 644 conf/sluice.bash-completion $(DESTDIR)$(PREFIX)/share/bash-completion/completions/sluice
+	ln -sf sluice $(DESTDIR)$(PREFIX)/share/bash-completion/completions/sluicectl
+	install -m 644 conf/example.yaml README.md $(DESTDIR)$(PREFIX)/share/doc/sluice/
+	sed 's|@SBIN@|$(PREFIX)/sbin|g; s|@SYSCONFDIR@|$(SYSCONFDIR)|g' conf/sluice.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/sluice.service
+
+uninstall:
+	rm -f $(DESTDIR)$(PREFIX)/sbin/sluice $(DESTDIR)$(PREFIX)/bin/sluicectl $(DESTDIR)$(PREFIX)/share/man/man8/sluice.8 \
+	  $(DESTDIR)$(PREFIX)/share/man/man8/sluicectl.8 $(DESTDIR)$(PREFIX)/share/man/man5/sluice.yaml.5 \
+	  $(DESTDIR)$(PREFIX)/share/bash-completion/completions/sluice $(DESTDIR)$(PREFIX)/share/bash-completion/completions/sluicectl \
+	  $(DESTDIR)$(PREFIX)/lib/systemd/system/sluice.service
+	rm -rf $(DESTDIR)$(PREFIX)/share/doc/sluice
+
+format:
+	$(Q)clang-format -i $$(git ls-files '*.c' '*.h')
+
+compile_commands.json compdb: $(SKEL)
+	$(Q)$(PYTHON) tools/compdb.py '$(CC) $(CPPFLAGS) $(CFLAGS)' $(LIB_SRC) $(wildcard user/*.c tools/*.c tests/unit/*.c) > compile_commands.json

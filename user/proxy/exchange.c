@@ -34,7 +34,7 @@ static struct exchange *exchange_new(struct session *s)
 		if (!x)
 			return NULL;
 	}
-	x->site = worker_site_ref(w->site);
+	x->site = worker_site_ref(s->listener->site);
 	x->listener = s->listener->conf;
 	x->t_start = s->since;
 	x->t_head = loop_now(w->loop);
@@ -234,12 +234,12 @@ void exchange_begin(struct session *s)
 	x->target = h->target;
 	x->host = h->host;
 	x->client_minor = h->minor;
-	x->keep_alive = h->keep_alive && !s->worker->draining;
+	x->keep_alive = h->keep_alive && !s->worker->draining && s->listener->accepting;
 	x->expect_continue = h->expect_continue;
 	x->framing = h->framing;
 	x->length = h->length;
 	x->idempotent = http_method_is_idempotent(h->method_id);
-	x->request_done = h->framing == HTTP_BODY_NONE || (h->framing == HTTP_BODY_LENGTH && h->length == 0);
+	x->request_done = !exchange_has_body(x);
 	x->last = !x->keep_alive;
 	retry_budget_note_request(&s->worker->retries);
 
@@ -313,7 +313,7 @@ void exchange_fail(struct session *s, int status, enum session_end why, const ch
 	}
 	exchange_drop_upstream(s, false);
 	/* What is left of a request body has nowhere to go, so the connection ends with the answer. */
-	if (!x->request_done || why == END_BAD_REQUEST)
+	if ((exchange_has_body(x) && !x->request_done) || why == END_BAD_REQUEST)
 		x->last = true;
 	x->status = status;
 	x->end = why;
@@ -329,18 +329,17 @@ void exchange_fail(struct session *s, int status, enum session_end why, const ch
 	body_init(&x->response, s->worker, BODY_RESPONSE, &s->client, &s->client, &s->in, &x->out, HTTP_BODY_NONE, 0);
 	x->response.head_sent = sent;
 	session_go(s, SESSION_REPLY);
-	s->rerun = true;
 }
 
 void exchange_abort(struct session *s, enum session_end why)
 {
 	struct exchange *x = s->x;
-	/* Nothing of a final response was begun: a plain close says as much as there is to say. */
+	/* Where nothing of a final response was begun, a plain close says as much as there is to say. */
 	bool cut = x->answered && x->response_state != RESPONSE_DONE;
 
 	if (cut && why != END_CLIENT_GONE)
 		COUNT(s->worker, responses_cut);
-	exchange_drop_upstream(s, true);
+	exchange_drop_upstream(s, cut || why != END_TUNNEL_CLOSED);
 	exchange_finish(s, why);
 	session_close(s, cut || why == END_CLIENT_TOO_SLOW);
 }
@@ -348,7 +347,8 @@ void exchange_abort(struct session *s, enum session_end why)
 bool exchange_reply(struct session *s)
 {
 	struct exchange *x = s->x;
-	bool last = x->last, unread = !x->request_done || x->end == END_BAD_REQUEST;
+	bool last = x->last, unread = (exchange_has_body(x) && !x->request_done) || x->end == END_BAD_REQUEST ||
+						     x->end == END_HEAD_TIMEOUT;
 
 	switch (body_run(&x->response)) {
 	case BODY_DONE:

@@ -3,6 +3,11 @@
 #pragma once
 #include "proxy/exchange.h"
 
+static inline bool exchange_has_body(const struct exchange *x)
+{
+	return !(x->framing == HTTP_BODY_NONE || (x->framing == HTTP_BODY_LENGTH && x->length == 0));
+}
+
 /* A flow has news: runs the session. body.wake. */
 void exchange_wake(struct body *b);
 /* Ends both bodies and the upstream connection. */

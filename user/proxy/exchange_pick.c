@@ -28,7 +28,10 @@ bool exchange_retry(struct session *s, enum conf_retry_on on, int status, enum s
 		x->fresh_only = true; /* what killed one idle connection has likely killed the others too */
 		x->last_status = status;
 		x->last_end = why;
-		session_go(s, SESSION_PICK);
+		x->request_done = !exchange_has_body(x);
+		x->request_dead = false;
+		if (s->state != SESSION_PICK)
+			session_go(s, SESSION_PICK);
 		return true;
 	}
 	exchange_fail(s, status, why, detail);

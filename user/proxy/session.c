@@ -14,6 +14,7 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "base/fault.h"
 #include "base/log.h"
@@ -43,7 +44,7 @@ static const uint16_t legal[_SESSION_STATE_MAX] = {
 #define TO(s) (1u << SESSION_##s)
 	[SESSION_HANDSHAKE] = TO(HEAD) | TO(CLOSED),
 	[SESSION_HEAD] = TO(PICK) | TO(REPLY) | TO(CLOSED),
-	[SESSION_PICK] = TO(CONNECT) | TO(REPLY) | TO(CLOSED),
+	[SESSION_PICK] = TO(CONNECT) | TO(EXCHANGE) | TO(REPLY) | TO(CLOSED),
 	[SESSION_CONNECT] = TO(PICK) | TO(EXCHANGE) | TO(REPLY) | TO(CLOSED),
 	[SESSION_EXCHANGE] = TO(HEAD) | TO(PICK) | TO(TUNNEL) | TO(REPLY) | TO(LINGER) | TO(CLOSED),
 	[SESSION_TUNNEL] = TO(CLOSED),
@@ -170,7 +171,7 @@ static bool step_head(struct session *s)
 		session_close(s, false);
 		return false;
 	}
-	if (!s->client.readable || (s->in.len == buf_room(&s->in) && buf_reserve(&s->in, HEAD_READ) < 0)) {
+	if (!s->client.readable) {
 		buf_release_if_empty(&s->in);
 		return false;
 	}
@@ -291,11 +292,11 @@ void session_drain(struct session *s, bool close_idle)
 int session_new(struct worker *w, struct listener *l, int fd, const struct sock_addr *peer)
 {
 	struct session *s = fault_hit(FAULT_ALLOC) ? NULL : calloc(1, sizeof(*s));
-	struct tls_ctx *tls = w->site->site->listener_tls[l->index];
+	struct tls_ctx *tls = l->site->site->listener_tls[l->index];
 	int r;
 
 	if (!s) {
-		close_fd(fd);
+		close(fd);
 		return -ENOMEM;
 	}
 	s->worker = w;

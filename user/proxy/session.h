@@ -93,6 +93,7 @@ struct exchange {
 	/* Rates and stalls: see session_time.c */
 	uint64_t request_mark, request_mark_ns;
 	uint64_t client_mark, client_mark_ns;
+	unsigned client_slow; /* windows in a row in which the client took too little */
 	uint64_t up_mark, up_mark_ns;
 };
 

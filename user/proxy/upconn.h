@@ -16,6 +16,7 @@
 
 struct session;
 struct worker;
+struct conf_upstream;
 struct worker_site;
 
 enum upconn_state { UPCONN_CONNECTING, UPCONN_HANDSHAKE, UPCONN_READY, UPCONN_IDLE };

@@ -53,16 +53,19 @@ struct worker {
 	struct proxy *proxy;
 	unsigned index;
 	pthread_t thread;
+	bool running; /* main thread only */
 	struct loop *loop;
 	const struct conf *conf; /* of the current site, for short */
 	struct worker_site *site;
 	struct sluice_counters *counters;
 	struct flow_group *flows; /* NULL: no sockmap engine */
+	struct watch flow_watch;
 
 	struct list listeners; /* struct listener */
 	struct list sessions;  /* struct session, all of them */
 	unsigned session_count;
 	bool draining; /* no new requests; see worker_drain */
+	bool drained_told;
 
 	struct list pool[WORKER_POOL_BUCKETS]; /* struct upconn, idle, newest first */
 	unsigned pool_idle;
@@ -86,3 +89,5 @@ struct worker {
 
 struct worker_site *worker_site_ref(struct worker_site *s);
 void worker_site_unref(struct worker_site *s);
+/* A session has ended; the last one of a draining worker is told to the proxy. */
+void worker_session_gone(struct worker *w);

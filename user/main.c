@@ -1,0 +1,482 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The daemon's outside: arguments, the order of starting, signals, the end.
+ *
+ * Starting is in two halves. What needs privileges (logs, BPF, sockets) comes
+ * first; then they are dropped, threads start, and the service is ready. Any
+ * failure before that is told and leaves nothing behind.
+ *
+ * The main thread then runs a loop of its own for signals and the control
+ * room; it never touches a request.
+ */
+#include <errno.h>
+#include <getopt.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <sys/utsname.h>
+#include <unistd.h>
+
+#include "base/fault.h"
+#include "base/log.h"
+#include "conf/conf.h"
+#include "control/control.h"
+#include "control/notify.h"
+#include "daemon.h"
+#include "io/loop.h"
+#include "io/tls.h"
+#include "kern/bpf.h"
+#include "lb/lb.h"
+#include "privileges.h"
+#include "proxy/proxy.h"
+
+struct app {
+	const char *conf_path;
+	const struct conf *conf;
+	struct kern *kern;
+	struct proxy *proxy;
+	struct control *control;
+	struct lb *lb;
+	struct loop *loop;
+	struct watch signals, drained;
+	struct timer drain_limit, watchdog;
+	int pid_fd;
+	bool draining;
+	int exit_code;
+};
+
+static const char usage[] =
+	"sluice - HTTP/1.1 reverse proxy and load balancer; the kernel moves the bodies\n"
+	"\n"
+	"usage: sluice -c FILE [-d] [-u] [-t]\n"
+	"  -c, --conf FILE   configuration (YAML)\n"
+	"  -d, --daemon      run in the background; returns when the service is up\n"
+	"  -u, --upgrade     take over from a running process that was sent SIGQUIT\n"
+	"  -t, --test        check the configuration and say what is wrong; exit 0 or 1\n"
+	"  -V, --version     versions and what this kernel can do\n"
+	"  -h, --help        this text\n"
+	"\n"
+	"examples:\n"
+	"  sluice -t -c /etc/sluice/sluice.yaml        is the file right?\n"
+	"  sluice -d -c /etc/sluice/sluice.yaml        start\n"
+	"  kill -HUP $(cat PID_FILE)                   read the file again\n"
+	"  kill -TERM $(cat PID_FILE)                  finish what is running, then stop\n"
+	"\n"
+	"signals: TERM stop gracefully, INT stop now, HUP reload, USR1 reopen logs, QUIT hand over\n"
+	"a first configuration to look at: conf/quickstart.yaml; every key: sluice.yaml(5)\n";
+
+/* ---- -t and -V ---- */
+
+/* Loads and checks; errors go to standard error. NULL: not usable. */
+static struct conf *load(const char *path, bool check_files, bool *complete)
+{
+	struct buf text = BUF_INIT;
+	struct conf *c = NULL;
+	int r = conf_load(&c, path, &text);
+
+	*complete = false;
+	if (r == 0 && check_files && conf_check_files(c, &text) != 0) {
+		conf_unref(c);
+		c = NULL;
+	}
+	if (c)
+		*complete = conf_check_serve(c, &text) == 0;
+	if (r < 0)
+		fprintf(stderr, "sluice: %s: %s\n", path, strerror(-r));
+	if (text.len)
+		fprintf(stderr, STR_FMT "%s", STR_ARG(buf_str(&text)), buf_data(&text)[text.len - 1] == '\n' ? "" : "\n");
+	buf_deinit(&text);
+	return c;
+}
+
+static int test_conf(const char *path)
+{
+	bool complete;
+	struct conf *c = load(path, true, &complete);
+
+	if (!c)
+		return 1;
+	printf("%s: %s\n", path,
+	       complete ? "the configuration is right" : "right as far as it goes, but there is nothing to serve yet");
+	conf_unref(c);
+	return complete ? 0 : 1;
+}
+
+static int print_version(void)
+{
+	struct kern_options o = { .workers = 1, .max_flows = 16, .max_backends = 16, .lock_fd = -1 };
+	struct kern *k = NULL;
+	struct utsname u;
+	char tls[160] = "";
+
+	log_level_max = LOG_LEVEL_ERROR;
+	uname(&u);
+	printf("sluice %s\n", SLUICE_VERSION);
+	printf("libbpf %s, %s\n", kern_libbpf_version(), tls_library_version());
+	printf("kernel %s\n", u.release);
+	if (kern_open(&k, &o) < 0)
+		return 1;
+	const struct kern_features *f = kern_features(k);
+	printf("  sockmap engine: %s%s%s\n", f->sockmap ? "yes" : "no", f->sockmap ? "" : ", ", f->reason_sockmap);
+	printf("  BPF maps:       %s%s%s\n", f->bpf_maps ? "yes" : "no", f->bpf_maps ? "" : ", ", f->reason_maps);
+	printf("  kernel TLS:     %s%s\n", tls_kernel_probe(tls, sizeof(tls)) == 0 ? "yes" : "no, ", tls);
+	kern_close(k, true);
+	return 0;
+}
+
+/* ---- running ---- */
+
+static void finish_drain(struct app *a, const char *how)
+{
+	log_info("stopped", "how=\"%s\" sessions=%u", how, proxy_sessions(a->proxy));
+	loop_stop(a->loop);
+}
+
+static void drained_event(struct watch *w, _unused_ uint32_t events)
+{
+	finish_drain(container_of(w, struct app, drained), "the last session ended");
+}
+
+static void drain_limit(struct timer *t)
+{
+	finish_drain(container_of(t, struct app, drain_limit), "graceful_shutdown_timeout_seconds is over");
+}
+
+static void stop_gracefully(struct app *a)
+{
+	if (a->draining)
+		return;
+	a->draining = true;
+	notify_stopping();
+	log_info("draining", "sessions=%u timeout_ms=%u", proxy_sessions(a->proxy),
+		 a->conf->grace_period_ms + a->conf->graceful_shutdown_timeout_ms);
+	timer_set(a->loop, &a->drain_limit,
+		  loop_now(a->loop) +
+			  (uint64_t)(a->conf->grace_period_ms + a->conf->graceful_shutdown_timeout_ms) * NS_PER_MS);
+	proxy_drain(a->proxy, true);
+}
+
+/* Reads the file again. On any error the service goes on as it was. 0 or -errno, the answer says what happened. */
+static int reload(void *ctx, struct buf *answer)
+{
+	struct app *a = ctx;
+	struct buf text = BUF_INIT;
+	struct conf *c = NULL;
+	char err[512] = "";
+	int r;
+
+	if (a->draining) {
+		buf_printf(answer, "this process is stopping; it does not reload");
+		return -EBUSY;
+	}
+	notify_reloading();
+	r = conf_load(&c, a->conf_path, &text);
+	if (r == 0)
+		r = conf_check_serve(c, &text);
+	if (r == 0)
+		r = proxy_reload(a->proxy, c, err, sizeof(err));
+	if (r == 0) {
+		if (control_reload(a->control, c, err, sizeof(err)) < 0)
+			log_warn("reload", "reason=\"%s\"", err);
+		kern_set_bounds(a->kern, c->splice.window, c->splice.memory);
+		conf_unref(a->conf);
+		a->conf = conf_ref(c);
+		log_set_level(c->log_level);
+		log_info("reloaded", "file=%s listeners=%u upstreams=%u", a->conf_path, c->listener_count,
+			 c->upstream_count);
+		buf_printf(answer, "reloaded %s: %u listeners, %u upstreams", a->conf_path, c->listener_count,
+			   c->upstream_count);
+	} else {
+		if (err[0])
+			buf_printf(&text, "%s", err);
+		if (!text.len)
+			buf_printf(&text, "%s", strerror(r < 0 ? -r : EINVAL));
+		log_error("reload_failed", "file=%s action=\"the old configuration stays\" reason=\"" STR_FMT "\"",
+			  a->conf_path, STR_ARG(buf_str(&text)));
+		buf_printf(answer, "not reloaded, the old configuration stays:\n" STR_FMT, STR_ARG(buf_str(&text)));
+		r = r < 0 ? r : -EINVAL;
+	}
+	control_note_reload(a->control, r == 0);
+	notify_ready(NULL);
+	conf_unref(c);
+	buf_deinit(&text);
+	return r;
+}
+
+static void on_signal(struct app *a, unsigned sig)
+{
+	struct buf answer = BUF_INIT;
+
+	switch (sig) {
+	case SIGTERM:
+		stop_gracefully(a);
+		break;
+	case SIGINT:
+		log_info("stopped", "how=\"SIGINT\" sessions=%u", proxy_sessions(a->proxy));
+		loop_stop(a->loop);
+		break;
+	case SIGHUP:
+		reload(a, &answer);
+		break;
+	case SIGUSR1:
+		if (log_reopen() < 0)
+			log_error("reopen_failed", "path=%s reason=\"%s\"", a->conf->error_log, strerror(errno));
+		proxy_reopen_logs(a->proxy);
+		log_info("logs_reopened", "pid=%d", (int)getpid());
+		break;
+	case SIGQUIT:
+		log_warn("upgrade", "reason=\"this version does not hand over; to stop use SIGTERM\"");
+		break;
+	default:
+		break;
+	}
+	buf_deinit(&answer);
+}
+
+static void signal_event(struct watch *w, _unused_ uint32_t events)
+{
+	struct app *a = container_of(w, struct app, signals);
+	struct signalfd_siginfo si;
+
+	while (read(w->fd, &si, sizeof(si)) == sizeof(si))
+		on_signal(a, si.ssi_signo);
+}
+
+static void watchdog_tick(struct timer *t)
+{
+	struct app *a = container_of(t, struct app, watchdog);
+
+	notify_watchdog();
+	timer_set(a->loop, t, loop_now(a->loop) + notify_watchdog_interval());
+}
+
+static void raise_file_limit(void)
+{
+	struct rlimit r;
+
+	if (getrlimit(RLIMIT_NOFILE, &r) == 0 && r.rlim_cur < r.rlim_max) {
+		r.rlim_cur = r.rlim_max;
+		setrlimit(RLIMIT_NOFILE, &r);
+	}
+}
+
+static void log_start(struct app *a)
+{
+	const struct kern_features *f = kern_features(a->kern);
+	enum conf_engine limit = a->conf->splice.engine;
+	const char *engine = f->sockmap && limit <= CONF_ENGINE_SOCKMAP ? "sockmap"
+			     : limit == CONF_ENGINE_COPY		? "copy"
+									: "splice";
+	const char *why = strcmp(engine, "sockmap") == 0 ? "the kernel passed the self-test"
+			  : limit > CONF_ENGINE_SOCKMAP	 ? "splice.engine in the configuration"
+							 : f->reason_sockmap;
+
+	log_info("engine", "engine=%s reason=\"%s\"", engine, why);
+	if (!f->bpf_maps)
+		log_warn("health_table", "where=memory reason=\"%s\"", f->reason_maps);
+	else if (!f->pinned)
+		log_warn("health_table", "where=\"BPF map, not pinned\" reason=\"%s\"", f->reason_pinned);
+}
+
+/* Everything up to readiness. 0, or -1 with why. */
+static int start(struct app *a, bool complete, char *why, size_t n)
+{
+	const struct conf *c = a->conf;
+	char tls[160];
+	int r;
+
+	if (!complete) {
+		snprintf(why, n, "%s has nothing to serve; sluice -t -c %s says what is missing", a->conf_path,
+			 a->conf_path);
+		return -1;
+	}
+	if (c->error_log && (r = log_open(c->error_log)) < 0) {
+		snprintf(why, n, "error_log %s: %s", c->error_log, strerror(-r));
+		return -1;
+	}
+	if (c->pid_file && (a->pid_fd = pidfile_write(c->pid_file, false, why, n)) < 0)
+		return -1;
+	tls_kernel_probe(tls, sizeof(tls));
+	struct kern_options o = {
+		.pin_dir = c->pin_dir,
+		.workers = c->threads,
+		.limit = c->splice.engine <= CONF_ENGINE_SOCKMAP ? KERN_LIMIT_AUTO : KERN_LIMIT_NO_SOCKMAP,
+		.window = c->splice.window,
+		.memory = c->splice.memory,
+		.lock_fd = -1,
+	};
+	if ((r = kern_open(&a->kern, &o)) < 0) {
+		snprintf(why, n, "%s", strerror(-r));
+		return -1;
+	}
+	if (proxy_new(&a->proxy, c, a->kern, why, n) < 0 || control_open(&a->control, c, why, n) < 0 ||
+	    privileges_drop(c->user, c->group, why, n) < 0)
+		return -1;
+	if ((r = lb_start(&a->lb, c, a->kern)) < 0) {
+		snprintf(why, n, "cannot start health checks: %s", strerror(-r));
+		return -1;
+	}
+	if (proxy_start(a->proxy, a->lb, why, n) < 0)
+		return -1;
+	struct control_hooks hooks = { .reload = reload, .ctx = a };
+	control_set_hooks(a->control, &hooks);
+	if ((r = control_start(a->control, a->loop, a->proxy)) < 0) {
+		snprintf(why, n, "admin: %s", strerror(-r));
+		return -1;
+	}
+	log_start(a);
+	return 0;
+}
+
+static int open_loop(struct app *a)
+{
+	sigset_t set;
+	int r = loop_new(&a->loop);
+
+	if (r < 0)
+		return r;
+	sigemptyset(&set);
+	sigaddset(&set, SIGTERM);
+	sigaddset(&set, SIGINT);
+	sigaddset(&set, SIGHUP);
+	sigaddset(&set, SIGQUIT);
+	sigaddset(&set, SIGUSR1);
+	sigprocmask(SIG_BLOCK, &set, NULL);
+	signal(SIGPIPE, SIG_IGN);
+	a->signals = (struct watch){ .fd = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC), .cb = signal_event };
+	if (a->signals.fd < 0)
+		return -errno;
+	timer_init(&a->drain_limit, drain_limit);
+	timer_init(&a->watchdog, watchdog_tick);
+	return loop_add(a->loop, &a->signals, EPOLLIN);
+}
+
+static void finish(struct app *a)
+{
+	control_stop(&a->control);
+	proxy_stop(&a->proxy);
+	if (a->lb)
+		lb_stop(&a->lb);
+	kern_close(a->kern, true);
+	if (a->conf && a->conf->pid_file)
+		pidfile_remove(a->conf->pid_file, a->pid_fd);
+	if (a->loop) {
+		timer_remove(a->loop, &a->drain_limit);
+		timer_remove(a->loop, &a->watchdog);
+		loop_free(a->loop);
+	}
+	if (a->signals.fd >= 0)
+		close(a->signals.fd);
+	conf_unref(a->conf);
+}
+
+static int run(struct app *a, bool daemon, bool complete)
+{
+	char why[1024] = "";
+	int ready = -1, r;
+
+	if (daemon && (ready = daemon_begin()) < 0) {
+		fprintf(stderr, "sluice: cannot go to the background: %s\n", strerror(-ready));
+		return 1;
+	}
+	raise_file_limit();
+	r = open_loop(a);
+	if (r < 0)
+		snprintf(why, sizeof(why), "cannot watch signals: %s", strerror(-r));
+	if (r < 0 || start(a, complete, why, sizeof(why)) < 0) {
+		log_error("start_failed", "file=%s reason=\"%s\"", a->conf_path, why);
+		if (ready >= 0)
+			daemon_failed(ready, why);
+		else if (a->conf->error_log)
+			fprintf(stderr, "sluice: %s\n", why);
+		finish(a);
+		return 1;
+	}
+	a->drained = (struct watch){ .fd = proxy_drained_fd(a->proxy), .cb = drained_event };
+	loop_add(a->loop, &a->drained, EPOLLIN);
+	log_info("started", "version=%s pid=%d workers=%u file=%s", SLUICE_VERSION, (int)getpid(),
+		 proxy_workers(a->proxy), a->conf_path);
+	if (ready >= 0)
+		daemon_ready(ready, !a->conf->error_log);
+	notify_init();
+	notify_ready(NULL);
+	if (notify_watchdog_interval())
+		timer_set(a->loop, &a->watchdog, loop_now(a->loop));
+	r = loop_run(a->loop);
+	if (r < 0)
+		log_error("main_loop_failed", "errno=%d reason=\"%s\"", -r, strerror(-r));
+	finish(a);
+	return r < 0;
+}
+
+int main(int argc, char **argv)
+{
+	static const struct option options[] = {
+		{ "conf", required_argument, NULL, 'c' }, { "daemon", no_argument, NULL, 'd' },
+		{ "upgrade", no_argument, NULL, 'u' },	  { "test", no_argument, NULL, 't' },
+		{ "version", no_argument, NULL, 'V' },	  { "help", no_argument, NULL, 'h' },
+		{ NULL, 0, NULL, 0 },
+	};
+	struct app app = { .pid_fd = -1, .signals.fd = -1 };
+	bool daemon = false, upgrade = false, test = false, complete;
+	struct conf *c;
+	int opt;
+
+	while ((opt = getopt_long(argc, argv, "c:dutVh", options, NULL)) != -1) {
+		switch (opt) {
+		case 'c':
+			app.conf_path = optarg;
+			break;
+		case 'd':
+			daemon = true;
+			break;
+		case 'u':
+			upgrade = true;
+			break;
+		case 't':
+			test = true;
+			break;
+		case 'V':
+			return print_version();
+		case 'h':
+			fputs(usage, stdout);
+			return 0;
+		default:
+			fputs("try: sluice -h\n", stderr);
+			return 2;
+		}
+	}
+	if (optind < argc) {
+		fprintf(stderr, "sluice: what is '%s'? The configuration is named with -c; see sluice -h\n", argv[optind]);
+		return 2;
+	}
+	if (!app.conf_path) {
+		fputs("sluice: no configuration is named: sluice -c FILE\n"
+		      "a first one to look at is conf/quickstart.yaml; sluice -h tells more\n",
+		      stderr);
+		return 2;
+	}
+	if (fault_init(getenv("SLUICE_FAULT")) < 0) {
+		fputs("sluice: SLUICE_FAULT names an unknown fault point\n", stderr);
+		return 2;
+	}
+	if (test)
+		return test_conf(app.conf_path);
+	if (upgrade) {
+		fputs("sluice: -u: this version can not take over from a running process\n", stderr);
+		return 1;
+	}
+	c = load(app.conf_path, false, &complete);
+	if (!c)
+		return 1;
+	if (!complete) {
+		conf_unref(c);
+		return 1;
+	}
+	app.conf = c;
+	log_set_level(c->log_level);
+	return run(&app, daemon || c->daemon, complete);
+}

@@ -1,0 +1,14 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The access log; see access_log.c. */
+#pragma once
+#include <stdatomic.h>
+
+struct proxy;
+struct worker;
+
+/* The descriptor, or -errno. */
+int access_log_open(const char *path);
+/* Writes the worker's lines. */
+void access_log_flush(struct worker *w);
+/* The descriptor all workers write to; -1: none. Changed by dup3 under them at a reopen. */
+atomic_int *proxy_access_log_fd(struct proxy *p);

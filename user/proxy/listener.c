@@ -1,0 +1,149 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "proxy/listener.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "base/fault.h"
+#include "base/log.h"
+#include "io/sock.h"
+#include "proxy/session.h"
+#include "proxy/worker.h"
+
+#define ACCEPTS_PER_TURN 64
+#define PAUSE_MS 100
+
+/* A pause ends by the timer, which also makes up for edges that came meanwhile. */
+static void pause_accepting(struct listener *l)
+{
+	l->paused = true;
+	timer_set(l->worker->loop, &l->retry, loop_now(l->worker->loop) + PAUSE_MS * NS_PER_MS);
+}
+
+/* One line for a condition that holds for long, not one for each connection. */
+static void accept_failed(struct listener *l, int err)
+{
+	COUNT(l->worker, accept_failures);
+	if (!l->paused)
+		log_warn("accept_failed", "listener=%s errno=%d reason=\"%s\" action=\"accepting pauses for %d ms\"",
+			 l->text, err, strerror(err), PAUSE_MS);
+	pause_accepting(l);
+}
+
+static void accept_some(struct listener *l)
+{
+	unsigned limit = l->conf->limits.connections;
+
+	for (unsigned i = 0; i < ACCEPTS_PER_TURN; i++) {
+		struct sock_addr peer = { .len = sizeof(peer.ss) };
+		int fd;
+
+		if (limit && atomic_load_explicit(&l->address->open, memory_order_relaxed) >= limit) {
+			pause_accepting(l);
+			return;
+		}
+		if (fault_hit(FAULT_ACCEPT)) {
+			accept_failed(l, EMFILE);
+			return;
+		}
+		fd = accept4(l->watch.fd, &peer.sa, &peer.len, SOCK_NONBLOCK | SOCK_CLOEXEC);
+		if (fd < 0) {
+			if (errno == EAGAIN || errno == EWOULDBLOCK)
+				return;
+			if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
+				accept_failed(l, errno);
+				return;
+			}
+			continue; /* that connection died in the queue */
+		}
+		l->paused = false;
+		atomic_fetch_add_explicit(&l->address->open, 1, memory_order_relaxed);
+		atomic_fetch_add_explicit(&l->address->accepted, 1, memory_order_relaxed);
+		COUNT(l->worker, connections);
+		l->sessions++;
+		if (session_new(l->worker, l, fd, &peer) < 0) {
+			listener_session_closed(l);
+			COUNT(l->worker, accept_failures);
+		}
+	}
+	/* Edge-triggered: what is left in the queue makes no event of its own. */
+	l->paused = true;
+	timer_set(l->worker->loop, &l->retry, loop_now(l->worker->loop));
+}
+
+static void listener_event(struct watch *w, _unused_ uint32_t events)
+{
+	struct listener *l = container_of(w, struct listener, watch);
+
+	if (l->accepting && !l->paused)
+		accept_some(l);
+}
+
+static void listener_retry(struct timer *t)
+{
+	struct listener *l = container_of(t, struct listener, retry);
+
+	if (!l->accepting)
+		return;
+	l->paused = false;
+	accept_some(l);
+}
+
+void listener_reconfigure(struct listener *l, struct worker_site *site, unsigned index)
+{
+	worker_site_unref(l->site);
+	l->site = worker_site_ref(site);
+	l->conf = &site->site->conf->listeners[index];
+	l->index = index;
+}
+
+int listener_new(struct worker *w, struct listener_address *a, struct worker_site *site, unsigned index)
+{
+	struct listener *l = calloc(1, sizeof(*l));
+	int r;
+
+	if (!l)
+		return -ENOMEM;
+	l->worker = w;
+	l->address = a;
+	l->text = a->text;
+	l->watch = (struct watch){ .fd = a->fd[w->index % a->n], .cb = listener_event };
+	l->accepting = true;
+	timer_init(&l->retry, listener_retry);
+	r = loop_add(w->loop, &l->watch, EPOLLIN | (a->is_tcp ? 0u : (uint32_t)EPOLLEXCLUSIVE));
+	if (r < 0) {
+		free(l);
+		return r;
+	}
+	listener_reconfigure(l, site, index);
+	list_push_back(&w->listeners, &l->link);
+	return 0;
+}
+
+void listener_stop(struct listener *l)
+{
+	if (!l->accepting)
+		return;
+	l->accepting = false;
+	loop_del(l->worker->loop, &l->watch);
+	timer_remove(l->worker->loop, &l->retry);
+}
+
+void listener_free(struct listener *l)
+{
+	listener_stop(l);
+	list_unlink(&l->link);
+	worker_site_unref(l->site);
+	free(l);
+}
+
+void listener_session_closed(struct listener *l)
+{
+	atomic_fetch_sub_explicit(&l->address->open, 1, memory_order_relaxed);
+	l->sessions--;
+	if (!l->accepting && l->sessions == 0)
+		listener_free(l);
+	else if (l->accepting && l->paused && l->conf->limits.connections)
+		timer_set(l->worker->loop, &l->retry, loop_now(l->worker->loop));
+}

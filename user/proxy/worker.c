@@ -1,0 +1,217 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "proxy/worker.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "proxy/access_log.h"
+#include "proxy/exchange.h"
+#include "proxy/listener.h"
+#include "proxy/worker_inner.h"
+
+#define TICK_MS 250
+
+struct worker_site *worker_site_ref(struct worker_site *s)
+{
+	s->refs++;
+	return s;
+}
+
+void worker_site_unref(struct worker_site *s)
+{
+	if (!s || --s->refs)
+		return;
+	for (uint32_t i = 0; i < s->site->table->n; i++) {
+		if (s->views)
+			upstream_view_deinit(&s->views[i]);
+		if (s->sessions)
+			tls_session_cache_unref(s->sessions[i]);
+	}
+	free(s->views);
+	free(s->sessions);
+	site_unref(s->site);
+	free(s);
+}
+
+int worker_site_new(struct worker_site **out, struct site *site, unsigned worker)
+{
+	struct worker_site *s = calloc(1, sizeof(*s));
+	uint32_t n = site->table->n;
+	int r = 0;
+
+	if (!s)
+		return -ENOMEM;
+	s->refs = 1;
+	s->site = site_ref(site);
+	s->views = calloc(n ? n : 1, sizeof(*s->views));
+	s->sessions = calloc(n ? n : 1, sizeof(*s->sessions));
+	if (!s->views || !s->sessions)
+		r = -ENOMEM;
+	for (uint32_t i = 0; i < n && r == 0; i++) {
+		r = upstream_view_init(&s->views[i], site->table->upstream[i], worker);
+		if (r == 0 && site->upstream_tls[i])
+			r = tls_session_cache_new(&s->sessions[i]);
+	}
+	if (r < 0) {
+		worker_site_unref(s);
+		return r;
+	}
+	*out = s;
+	return 0;
+}
+
+static void worker_tick(struct timer *t)
+{
+	struct worker *w = container_of(t, struct worker, tick);
+	uint64_t now = loop_now(w->loop);
+
+	upconn_sweep(w, now);
+	access_log_flush(w);
+	timer_set(w->loop, t, now + TICK_MS * NS_PER_MS);
+}
+
+static void flows_event(struct watch *watch, _unused_ uint32_t events)
+{
+	flow_group_dispatch(container_of(watch, struct worker, flow_watch)->flows);
+}
+
+int worker_init(struct worker *w, struct proxy *p, unsigned index, struct kern *k)
+{
+	int r;
+
+	w->proxy = p;
+	w->index = index;
+	w->counters = kern_counters(k, index);
+	w->flow_watch.fd = -1;
+	list_init(&w->listeners);
+	list_init(&w->sessions);
+	for (size_t i = 0; i < WORKER_POOL_BUCKETS; i++)
+		list_init(&w->pool[i]);
+	http_head_init(&w->head, w->fields, HTTP_FIELDS_MAX);
+	timer_init(&w->tick, worker_tick);
+	r = loop_new(&w->loop);
+	if (r < 0)
+		return r;
+	retry_budget_init(&w->retries, RETRY_PERCENT, RETRY_PER_SECOND, loop_now(w->loop));
+	if (kern_features(k)->sockmap) {
+		r = flow_group_new(&w->flows, k, index);
+		if (r < 0) {
+			log_warn("engine", "worker=%u engine=splice errno=%d reason=\"no event ring for this worker\"",
+				 index, -r);
+			w->flows = NULL;
+		} else {
+			w->flow_watch = (struct watch){ .fd = flow_group_fd(w->flows), .cb = flows_event };
+			r = loop_add(w->loop, &w->flow_watch, EPOLLIN);
+			if (r < 0)
+				return r;
+		}
+	}
+	return timer_set(w->loop, &w->tick, loop_now(w->loop) + TICK_MS * NS_PER_MS);
+}
+
+static struct listener *find_listener(struct worker *w, const struct listener_address *a)
+{
+	struct list *it, *next;
+
+	list_for_each_safe(it, next, &w->listeners) {
+		struct listener *l = list_entry(it, struct listener, link);
+		if (l->address == a && l->accepting)
+			return l;
+	}
+	return NULL;
+}
+
+void worker_apply(struct worker *w, struct worker_site *site, struct listener_address **addresses)
+{
+	const struct conf *conf = site->site->conf;
+	struct worker_site *old = w->site;
+	struct list *it, *next;
+
+	w->site = site;
+	w->conf = conf;
+	for (uint32_t i = 0; i < conf->listener_count; i++) {
+		struct listener *l = find_listener(w, addresses[i]);
+		int r = 0;
+
+		if (l)
+			listener_reconfigure(l, site, i);
+		else if (!w->draining)
+			r = listener_new(w, addresses[i], site, i);
+		if (r < 0)
+			log_error("listen_failed", "listener=%s worker=%u errno=%d reason=\"%s\"", addresses[i]->text,
+				  w->index, -r, strerror(-r));
+	}
+	list_for_each_safe(it, next, &w->listeners) {
+		struct listener *l = list_entry(it, struct listener, link);
+
+		if (l->site == site)
+			continue;
+		listener_stop(l);
+		if (l->sessions == 0)
+			listener_free(l);
+	}
+	worker_site_unref(old);
+}
+
+void worker_drain(struct worker *w, bool close_idle)
+{
+	struct list *it, *next;
+
+	w->draining = true;
+	list_for_each_safe(it, next, &w->listeners) {
+		struct listener *l = list_entry(it, struct listener, link);
+		listener_stop(l);
+		if (l->sessions == 0)
+			listener_free(l);
+	}
+	upconn_close_idle(w);
+	list_for_each_safe(it, next, &w->sessions)
+		session_drain(list_entry(it, struct session, link), close_idle);
+	access_log_flush(w);
+	worker_session_gone(w);
+}
+
+void worker_session_gone(struct worker *w)
+{
+	if (w->draining && w->session_count == 0 && !w->drained_told) {
+		w->drained_told = true;
+		proxy_worker_drained(w->proxy);
+	}
+}
+
+/* From the worker's thread, before its loop ends. */
+void worker_end(struct worker *w)
+{
+	struct list *it, *next;
+
+	w->draining = w->drained_told = true;
+	list_for_each_safe(it, next, &w->sessions)
+		session_kill(list_entry(it, struct session, link), END_SHUTDOWN);
+	list_for_each_safe(it, next, &w->listeners)
+		listener_free(list_entry(it, struct listener, link));
+	upconn_close_idle(w);
+	access_log_flush(w);
+	timer_remove(w->loop, &w->tick);
+	loop_stop(w->loop);
+}
+
+void worker_deinit(struct worker *w)
+{
+	loop_free(w->loop); /* runs what was deferred */
+	w->loop = NULL;
+	flow_group_free(w->flows);
+	worker_site_unref(w->site);
+	while (w->free_exchanges) {
+		struct exchange *x = w->free_exchanges;
+		w->free_exchanges = x->next_free;
+		exchange_free(x);
+	}
+	for (unsigned i = 0; i < w->pipes_n; i++) {
+		close(w->pipes[i][0]);
+		close(w->pipes[i][1]);
+	}
+	buf_deinit(&w->log);
+}
