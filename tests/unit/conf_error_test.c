@@ -99,6 +99,9 @@ static void values_must_be_of_their_kind(void **state)
 		{ V "grace_period_seconds: 5s\n",
 		  "f:2:23: grace_period_seconds: \"5s\" is not a number of seconds, write a number of seconds from 0 to 2000000 without a unit\n" },
 		{ V "pid_file: \"a\\nb\"\n", "f:2:11: pid_file: \"a\\x0ab\" has a control character in it, write a path\n" },
+		{ V "user: [\"\\x9b31m\", \xc3\xa4]\nlog_level: \"\\x9b31m\xc3\xa4\"\n",
+		  "f:2:7: user: is a list, write a user's name or number\n"
+		  "f:3:12: log_level: \"\\xc2\\x9b31m\xc3\xa4\" is unknown, write one of: error, warn, info, debug\n" },
 		{ V "pid_file: \"\"\n", "f:2:11: pid_file: is empty, write a path, or leave the key out\n" },
 		{ V "log_level: warning\n", "f:2:12: log_level: \"warning\" is unknown, write one of: error, warn, info, debug\n" },
 		{ V "log_level: inof\n",

@@ -47,7 +47,8 @@ static void check_reach(struct parse *p, const struct conf_listener *l)
 			if (!all && !(route_text_equal(a->host, b->host) && a->wildcard == b->wildcard &&
 				      route_text_equal(a->path_prefix, b->path_prefix)))
 				continue;
-			report_at(p->report, b->pos, "this route is never reached, the one at line %u takes %s: move it above",
+			report_at(p->report, b->pos,
+				  "this route is never reached, the one at line %u takes %s: move it above",
 				  a->pos.line, all ? "everything" : "the same requests");
 			break;
 		}
@@ -73,16 +74,19 @@ static void check_listener(struct parse *p, uint32_t index)
 
 	for (uint32_t i = 0; i < index; i++)
 		if (addr_equal(&c->listeners[i].address, &l->address))
-			report_at(p->report, l->address.pos, "listeners[%u].address: \"%s\" is taken by the listener at line %u, write another",
+			report_at(p->report, l->address.pos,
+				  "listeners[%u].address: \"%s\" is taken by the listener at line %u, write another",
 				  index, l->address.text, c->listeners[i].pos.line);
 	if (addr_equal(&c->admin.http, &l->address))
-		report_at(p->report, l->address.pos, "listeners[%u].address: \"%s\" is taken by admin.http, write another", index,
+		report_at(p->report, l->address.pos,
+			  "listeners[%u].address: \"%s\" is taken by admin.http, write another", index,
 			  l->address.text);
 	check_reach(p, l);
 	if (l->route_count || c->upstream_count == 0)
 		return;
 	if (c->upstream_count > 1) {
-		report_at(p->report, l->pos, "listeners[%u]: has no routes and there are %u upstreams, add routes: [{upstream: %s}]",
+		report_at(p->report, l->pos,
+			  "listeners[%u]: has no routes and there are %u upstreams, add routes: [{upstream: %s}]",
 			  index, c->upstream_count, c->upstreams[0].name);
 		return;
 	}
@@ -113,17 +117,22 @@ static void check_server(struct parse *p, struct conf_upstream *u, uint32_t inde
 	for (uint32_t i = 0; i < index; i++) {
 		if (strcmp(u->servers[i].address, s->address) != 0)
 			continue;
-		report_at(p->report, s->pos, "upstreams.%s.servers[%u]: \"%s\" is listed at line %u already, use weight for a larger share",
-			  u->name, index, s->address, u->servers[i].pos.line);
+		report_at(
+			p->report, s->pos,
+			"upstreams.%s.servers[%u]: \"%s\" is listed at line %u already, use weight for a larger share",
+			u->name, index, s->address, u->servers[i].pos.line);
 	}
 	if (u->health_check.port && s->kind == CONF_SERVER_UNIX)
-		report_at(p->report, s->pos, "upstreams.%s.servers[%u]: a unix socket has no port, leave health_check.port out",
-			  u->name, index);
+		report_at(p->report, s->pos,
+			  "upstreams.%s.servers[%u]: a unix socket has no port, leave health_check.port out", u->name,
+			  index);
 	if (!u->tls.enabled)
 		return;
 	s->tls_name = tls_name(p, u, s);
 	if (!s->tls_name && u->tls.verify)
-		report_at(p->report, s->pos, "upstreams.%s.servers[%u]: nothing says which name its certificate must have, add tls.sni: NAME, or verify: false to trust any",
+		report_at(p->report, s->pos,
+			  "upstreams.%s.servers[%u]: nothing says which name its certificate must have, add tls.sni: "
+			  "NAME, or verify: false to trust any",
 			  u->name, index);
 }
 
@@ -145,7 +154,8 @@ static void check_upstream(struct parse *p, struct conf_upstream *u)
 		check_server(p, u, i);
 	}
 	if (weight == 0)
-		report_at(p->report, u->pos, "upstreams.%s: every server has weight 0, give one of them at least 1", u->name);
+		report_at(p->report, u->pos, "upstreams.%s: every server has weight 0, give one of them at least 1",
+			  u->name);
 }
 
 void check_all(struct parse *p)
@@ -168,11 +178,13 @@ int conf_check_serve(const struct conf *c, struct buf *missing)
 	int r = 0;
 
 	if (c->listener_count == 0)
-		r = buf_printf(missing, "%s: there are no listeners, add for example:\nlisteners:\n  - address: 0.0.0.0:6188\n",
+		r = buf_printf(missing,
+			       "%s: there are no listeners, add for example:\nlisteners:\n  - address: 0.0.0.0:6188\n",
 			       c->path);
 	if (r == 0 && c->upstream_count == 0)
 		r = buf_printf(missing,
-			       "%s: there are no upstreams, add for example:\nupstreams:\n  one:\n    servers:\n      - address: \"127.0.0.1:8080\"\n",
+			       "%s: there are no upstreams, add for example:\nupstreams:\n  one:\n    servers:\n      "
+			       "- address: \"127.0.0.1:8080\"\n",
 			       c->path);
 	if (r < 0)
 		return r;

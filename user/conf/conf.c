@@ -52,7 +52,8 @@ int conf_load_buffer(struct conf **out, const char *path, const void *p, size_t 
 		c->path = arena_str(keep, path, strlen(path));
 		defaults_conf(c);
 		if (c->path && n > CONF_FILE_MAX) {
-			report_at(&report, (struct conf_pos){ 0 }, "is larger than %u bytes, write a smaller file", CONF_FILE_MAX);
+			report_at(&report, (struct conf_pos){ 0 }, "is larger than %u bytes, write a smaller file",
+				  CONF_FILE_MAX);
 			r = report.oom ? -ENOMEM : 1;
 		} else if (c->path) {
 			r = build(c, keep, scratch, p, n, &report);
@@ -107,7 +108,9 @@ int conf_load(struct conf **out, const char *path, struct buf *errors)
 	if (r == 0)
 		r = conf_load_buffer(out, path, buf_str(&b).p, b.len, errors);
 	else if (r != -ENOMEM)
-		r = buf_printf(errors, "%s: can not be read: %s, give a readable YAML file\n", path, strerror(-r)) < 0 ? -ENOMEM : 1;
+		r = buf_printf(errors, "%s: can not be read: %s, give a readable YAML file\n", path, strerror(-r)) < 0
+			    ? -ENOMEM
+			    : 1;
 	buf_deinit(&b);
 	return r;
 }

@@ -189,12 +189,13 @@ static void check_local(struct report *r, const struct conf_addr *a, const char 
 	fd = socket(a->sa.sa_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	if (fd < 0) {
 		if (errno == EAFNOSUPPORT)
-			report_at(r, a->pos, "%s: \"%s\" is of a kind this host does not have, write an IPv4 address", label, a->text);
+			report_at(r, a->pos, "%s: \"%s\" is of a kind this host does not have, write an IPv4 address",
+				  label, a->text);
 		return;
 	}
 	if (bind(fd, &probe.sa, probe.len) < 0 && errno == EADDRNOTAVAIL)
-		report_at(r, a->pos, "%s: \"%s\" is no address of this host, write one that is, or 0.0.0.0 for all", label,
-			  a->text);
+		report_at(r, a->pos, "%s: \"%s\" is no address of this host, write one that is, or 0.0.0.0 for all",
+			  label, a->text);
 	close(fd);
 }
 

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The sections of the file as tables, and the few values that need more than
- * a row: everything but the upstreams, which are in parse_upstream.c. A section that contradicts itself is reported here, where the nodes
- * and so the positions are at hand; what spans sections is check.c's.
+ * a row: everything but the upstreams, which are in parse_upstream.c. A
+ * section that contradicts itself is reported here, where the nodes and so
+ * the positions are at hand; what spans sections is check.c's.
  */
 #include "conf/parse.h"
 

@@ -20,7 +20,7 @@
 
 #define DEPTH_MAX 16
 #define CHUNK 8192
-#define KEYS_MAX 10000 /* in one map: looking for duplicates is quadratic */
+#define CHILDREN_MAX 10000 /* of one map or list: looking for duplicates is quadratic */
 
 struct chunk {
 	struct chunk *next;
@@ -128,8 +128,9 @@ struct shown shown(const char *p, size_t n)
 			memcpy(out.s + used, cut, sizeof(cut));
 			return out;
 		}
-		/* Bytes of UTF-8 pass as they are; what could fool a terminal or break the line does not. */
-		if (c < 0x20 || c == 0x7f)
+		/* Bytes of UTF-8 pass as they are; what could fool a terminal (C0, C1) or break the line does not. */
+		if (c < 0x20 || c == 0x7f || (c == 0xc2 && i + 1 < n && (unsigned char)p[i + 1] < 0xa0) ||
+		    (c >= 0x80 && c < 0xa0 && i > 0 && (unsigned char)p[i - 1] == 0xc2))
 			used += (size_t)snprintf(out.s + used, 5, "\\x%02x", c);
 		else
 			out.s[used++] = (char)c;
@@ -175,7 +176,7 @@ struct node_path node_path(const struct node *n)
 		used += w > 0 ? (size_t)w : 0;
 	}
 	for (char *p = out.s; *p; p++)
-		if ((unsigned char)*p < 0x20 || *p == 0x7f)
+		if ((unsigned char)*p < 0x20 || (unsigned char)*p >= 0x7f)
 			*p = '?';
 	return out;
 }
@@ -286,13 +287,13 @@ static int build_children(struct build *b, struct node *n, yaml_event_type_t end
 		yaml_event_delete(&e);
 		if (r != 0)
 			return r;
+		if (n->count == CHILDREN_MAX) {
+			report_at(b->report, child->pos, "too many entries, at most %u in one map or list", CHILDREN_MAX);
+			return 1;
+		}
 		if (n->kind == NODE_LIST) {
 			node_append(n, child);
 			continue;
-		}
-		if (n->count == KEYS_MAX) {
-			report_at(b->report, child->pos, "too many keys, at most %u in one map", KEYS_MAX);
-			return 1;
 		}
 		if (!key) {
 			key = child;
