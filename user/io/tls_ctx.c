@@ -304,7 +304,7 @@ static int on_server_name(SSL *ssl, int *alert _unused_, void *arg)
 static int on_alpn(SSL *ssl _unused_, const unsigned char **out, unsigned char *outlen, const unsigned char *in,
 		   unsigned inlen, void *arg _unused_)
 {
-	for (unsigned i = 0; i + in[i] < inlen; i += 1u + in[i])
+	for (unsigned i = 0; i < inlen && i + in[i] < inlen; i += 1u + in[i])
 		if (str_eq((struct str){ (const char *)in + i + 1, in[i] }, STR("http/1.1"))) {
 			*out = in + i + 1;
 			*outlen = in[i];
@@ -425,4 +425,9 @@ int tls_ctx_new_server(struct tls_ctx **out, const struct tls_server_options *o,
 int tls_ticket_keys_init(struct tls_ticket_keys *k)
 {
 	return RAND_bytes(k->bytes, sizeof(k->bytes)) == 1 ? 0 : -EIO;
+}
+
+const char *tls_library_version(void)
+{
+	return OpenSSL_version(OPENSSL_VERSION);
 }
