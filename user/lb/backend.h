@@ -49,7 +49,6 @@ struct backend {
 
 	/* Private to lb. */
 	struct backend *next; /* registry; under lb's lock */
-	uint32_t members;     /* current sets it is in; under lb's lock */
 	uint32_t slot;	      /* in the health table; UINT32_MAX: the table was full, memory of its own */
 	struct health_check *check; /* the health thread's */
 };

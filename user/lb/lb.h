@@ -8,6 +8,7 @@
  * and when the last reference of a backend goes; never for a request.
  */
 #pragma once
+#include "lb/resolver.h"
 #include "lb/upstream.h"
 
 struct kern;
@@ -32,6 +33,15 @@ struct lb_table {
  * after dropping privileges. k may be NULL. 0 or -errno.
  */
 int lb_start(struct lb **out, const struct conf *conf, struct kern *k);
+
+/* The same with its surroundings given: tests bring a table of their own and answers for names. */
+struct lb_options {
+	struct sluice_health *slots; /* NULL: no table */
+	unsigned slot_count;
+	resolver_lookup_fn lookup; /* NULL: the system's */
+};
+int lb_start_with(struct lb **out, const struct conf *conf, const struct lb_options *o);
+
 /* The current table; one reference for the caller. */
 struct lb_table *lb_table_get(struct lb *lb);
 void lb_table_unref(struct lb_table *t);

@@ -18,6 +18,8 @@
 #include "lb/balance.h"
 
 struct lb;
+struct tls_ctx;
+struct upstream_names;
 
 /* Counters of one upstream name, one shard a worker, so that workers do not share cache lines. They outlive reloads. */
 #define UPSTREAM_STATUS_MAX 600
@@ -26,7 +28,6 @@ struct upstream_shard {
 } __attribute__((aligned(64)));
 
 struct upstream_stats {
-	atomic_uint refs;
 	uint32_t shards;
 	char name[CONF_NAME_MAX + 1];
 	struct upstream_stats *next; /* lb's list, under its lock */
@@ -34,8 +35,9 @@ struct upstream_stats {
 };
 
 struct upstream_member {
-	struct backend *backend; /* one reference */
-	uint32_t weight;	 /* from the configuration */
+	struct backend *backend;	  /* one reference */
+	const struct conf_server *server; /* it comes from; lives as long as the upstream */
+	uint32_t weight;		  /* from the configuration */
 };
 
 struct upstream_set {
@@ -53,6 +55,11 @@ struct upstream {
 	struct upstream_stats *stats;
 	atomic_uint_fast64_t generation;	/* of set; >= 1 */
 	struct upstream_set *set;		/* under lb's lock; one reference */
+
+	/* Private to lb. */
+	struct upstream_names *names; /* one per server; under lb's lock */
+	struct tls_ctx *check_tls;    /* for health checks; NULL: plain, or see below */
+	char check_tls_error[128];    /* why there is none though there should be */
 };
 
 struct upstream *upstream_ref(struct upstream *u);
