@@ -65,6 +65,9 @@ $(OUT)/obj/%.o: %.c Makefile | $(SKEL)
 	$(call say,CC,$<)
 	$(Q)mkdir -p $(@D) && $(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
 
+# The page for people goes into the binary as it is (.incbin), which the compiler's dependencies do not see.
+$(OUT)/obj/user/control/page.o: user/control/page.html
+
 # BPF: CO-RE against the small hand-kept bpf/vmlinux_min.h, so the build host's kernel does not matter.
 $(OUT)/bpf/%.bpf.o: bpf/%.bpf.c Makefile
 	$(call say,BPF,$<)
