@@ -47,6 +47,7 @@ static const struct bad {
 	{ "2^64 + 1", STR("10000000000000001\r\nx\r\n0\r\n\r\n") },
 	{ "CVE-2021-40346 in hex", STR("fffffffffffffffff\r\n") },
 	{ "extension without name", STR("1;\r\nx\r\n0\r\n\r\n") },
+	{ "BWS before an extension's name", STR("1; a\r\nx\r\n0\r\n\r\n") },
 	{ "TERM.EXT bare LF in an extension", STR("1;a\nx\r\n0\r\n\r\n") },
 	{ "EXT.TERM bare CR in an extension", STR("1;a\rx\r\n0\r\n\r\n") },
 	{ "NUL in an extension", STR("1;a\0\r\nx\r\n0\r\n\r\n") },
@@ -292,6 +293,34 @@ static void chunk_lines_are_bounded(void **state _unused_)
 	}
 }
 
+static void a_refused_body_stays_refused(void **state _unused_)
+{
+	struct http_verdict v;
+	struct http_chunked c;
+	size_t used, kept;
+	char bad[] = "z", good[] = "0\r\n\r\n";
+
+	http_chunked_init(&c, true, 0);
+	assert_int_equal(http_chunked_filter(&c, bad, 1, &used, &kept, &v), HTTP_BAD);
+	assert_int_equal(http_chunked_filter(&c, good, 5, &used, &kept, &v), HTTP_BAD);
+	assert_int_equal(kept, 0);
+	assert_int_equal(used, 0);
+}
+
+static void a_complete_body_takes_no_more(void **state _unused_)
+{
+	struct http_verdict v;
+	struct http_chunked c;
+	size_t used, kept;
+	char body[] = "0\r\n\r\n";
+
+	http_chunked_init(&c, true, 0);
+	assert_int_equal(http_chunked_filter(&c, body, 5, &used, &kept, &v), 0);
+	assert_int_equal(http_chunked_filter(&c, body, 5, &used, &kept, &v), 0);
+	assert_int_equal(used, 0);
+	assert_int_equal(kept, 0);
+}
+
 /* CVE-2023-39326: one byte of data for hundreds of bytes of extension. */
 static void extensions_without_data_do_not_go_on_for_ever(void **state _unused_)
 {
@@ -322,6 +351,8 @@ int main(void)
 		cmocka_unit_test(a_chunk_may_end_outside_of_the_filter),
 		cmocka_unit_test(memory_is_left_alone_when_nothing_is_dropped),
 		cmocka_unit_test(chunk_lines_are_bounded),
+		cmocka_unit_test(a_refused_body_stays_refused),
+		cmocka_unit_test(a_complete_body_takes_no_more),
 		cmocka_unit_test(extensions_without_data_do_not_go_on_for_ever),
 	};
 

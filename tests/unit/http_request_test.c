@@ -163,6 +163,8 @@ static const struct refuse {
 	{ "name with obs-text", STR(GET H "X\xe9: y\r\n\r\n"), 400 },
 	{ "RFC 9110 5.5 NUL in a value", STR(GET H "X: a\0b\r\n\r\n"), 400 },
 	{ "RFC 9110 5.5 CTL in a value", STR(GET H "X: abcdefghijklmnopqrstuvw\x0b\r\n\r\n"), 400 },
+	{ "DEL early in a value", STR(GET H "X: ab\x7f" "cdefghijklmnopqrstuvwxyz\r\n\r\n"), 400 },
+	{ "CTL early in a value", STR(GET H "X: ab\x1f" "cdefghijklmnopqrstuvwxyz\r\n\r\n"), 400 },
 	{ "DEL in a value", STR(GET H "X: abcdefghijklmnopqrstuvwxyz\x7f\r\n\r\n"), 400 },
 	{ "RFC 9112 2.2 bare CR in a value", STR(GET H "X: a\rTransfer-Encoding: chunked\r\n\r\n"), 400 },
 	{ "bare LF ends a line", STR(GET H "X: a\nY: b\r\n\r\n"), 400 },
@@ -348,6 +350,50 @@ static void fields_are_found_and_marked(void **state _unused_)
 	assert_true(h.expect_continue);
 }
 
+/* Without this, whoever never ends a line is waited for until a timeout. */
+static void junk_in_an_unfinished_line_is_refused_when_it_comes(void **state _unused_)
+{
+	static const struct str cases[] = { STR("\x01"), STR("\0"), STR("\rx"), STR("\x7f"), STR("abc\x02") };
+
+	for (size_t i = 0; i < ARRAY_SIZE(cases) * 2; i++) {
+		static const char start[] = GET H "Long: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+		bool bytewise = i % 2;
+		struct str junk = cases[i / 2];
+		char text[sizeof(start) + 8];
+		struct http_verdict v = { 0 };
+		struct http_head h;
+		size_t scan = 0, n = sizeof(start) - 1;
+		int r;
+
+		memcpy(text, start, n);
+		memcpy(text + n, junk.p, junk.n);
+		http_head_init(&h, storage, HTTP_FIELDS_MAX);
+		r = http_parse_request(text, n, &scan, &limits, &h, &v);
+		assert_int_equal(r, HTTP_MORE);
+		for (size_t k = bytewise ? 1 : junk.n; k <= junk.n && r == HTTP_MORE; k++)
+			r = http_parse_request(text, n + k, &scan, &limits, &h, &v);
+		if (r != HTTP_BAD || v.status != 400)
+			fail_msg("case %zu: %d %d", i, r, v.status);
+	}
+}
+
+static void hosts_are_told_from_what_looks_like_them(void **state _unused_)
+{
+	static const struct {
+		struct str host;
+		bool valid;
+	} cases[] = {
+		{ STR("a"), true }, { STR("a.b-c_d~e:80"), true }, { STR("%41.example"), true }, { STR("192.0.2.1"), true },
+		{ STR("[::]"), true }, { STR("[::ffff:192.0.2.1]:1"), true }, { STR(""), false }, { STR("[::1\0]"), false },
+		{ STR("[fe80::1%25eth0]"), false }, { STR("[v1.a]"), false }, { STR("a:-1"), false }, { STR("a%4"), false },
+		{ STR("\xc3\xa9"), false }, { STR("a?b"), false }, { STR("a:000080"), false },
+	};
+
+	for (size_t i = 0; i < ARRAY_SIZE(cases); i++)
+		if (http_host_is_valid(cases[i].host) != cases[i].valid)
+			fail_msg("'" STR_FMT "'", STR_ARG(cases[i].host));
+}
+
 static void field_names_are_known_in_any_case(void **state _unused_)
 {
 	static const struct {
@@ -384,6 +430,8 @@ int main(void)
 		cmocka_unit_test(connection_options_are_bounded),
 		cmocka_unit_test(upgrade_needs_the_option_and_is_never_h2c),
 		cmocka_unit_test(fields_are_found_and_marked),
+		cmocka_unit_test(junk_in_an_unfinished_line_is_refused_when_it_comes),
+		cmocka_unit_test(hosts_are_told_from_what_looks_like_them),
 		cmocka_unit_test(field_names_are_known_in_any_case),
 	};
 

@@ -55,8 +55,9 @@ static const struct request_case {
 	  { .close = false }, "GET / HTTP/1.1\r\nHost: h\r\nX-End: 2\r\nProxy-Authorization: p\r\n\r\n" },
 	{ "Content-Length named in Connection", STR("POST / HTTP/1.1\r\nHost: h\r\nConnection: Content-Length\r\nContent-Length: 3\r\n\r\n"),
 	  { .close = false }, "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\n" },
-	{ "length is written as a number", STR("POST / HTTP/1.1\r\nHost: h\r\ncontent-length:\t007 \r\nX-A:b\r\nX-B: \tc \r\nX-C:\r\n\r\n"), { .close = false },
-	  "POST / HTTP/1.1\r\nHost: h\r\nX-A: b\r\nX-B: c\r\nX-C: \r\nContent-Length: 7\r\n\r\n" },
+	{ "length is written as a number", STR("POST / HTTP/1.1\r\nHost: h\r\ncontent-length:\t007 \r\nX-A:b\r\nX-B: \tc \r\nX-C:\r\n"
+	      "X-D:\td\r\nX-E: e \r\nX-F: f\r\n\r\n"), { .close = false },
+	  "POST / HTTP/1.1\r\nHost: h\r\nX-A: b\r\nX-B: c\r\nX-C: \r\nX-D: d\r\nX-E: e\r\nX-F: f\r\nContent-Length: 7\r\n\r\n" },
 	{ "chunked", STR("POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: CHUNKED\r\nTrailer: X-Sum\r\n\r\n"), { .close = false },
 	  "POST / HTTP/1.1\r\nHost: h\r\nTrailer: X-Sum\r\nTransfer-Encoding: chunked\r\n\r\n" },
 	{ "Trailer without chunked", STR("GET / HTTP/1.1\r\nHost: h\r\nTrailer: X-Sum\r\n\r\n"), { .close = false }, "GET / HTTP/1.1\r\nHost: h\r\n\r\n" },
@@ -150,6 +151,8 @@ static const struct response_case {
 	{ "tunnel asked for", STR("HTTP/1.1 101 Go\r\nupgrade: websocket\r\nconnection: upgrade\r\nSec-WebSocket-Accept: a\r\n\r\n"),
 	  HTTP_M_GET, { .client_minor = 1, .upgrade = true },
 	  "HTTP/1.1 101 Go\r\nSec-WebSocket-Accept: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n" },
+	{ "tunnel nobody asked for", STR("HTTP/1.1 101 Go\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n"), HTTP_M_GET,
+	  { .client_minor = 1 }, "HTTP/1.1 101 Go\r\n\r\n" },
 	{ "edits", STR("HTTP/1.1 200 OK\r\nX-Gone: 1\r\nX-Set: 2\r\nContent-Length: 1\r\n\r\n"), HTTP_M_GET, { .client_minor = 1, .edit = &edit },
 	  "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nX-Set: new\r\n\r\n" },
 };
