@@ -397,7 +397,7 @@ static int run(struct app *a, bool daemon, bool complete)
 	}
 	a->drained = (struct watch){ .fd = proxy_drained_fd(a->proxy), .cb = drained_event };
 	loop_add(a->loop, &a->drained, EPOLLIN);
-	log_info("started", "version=%s pid=%d workers=%u file=%s", SLUICE_VERSION, (int)getpid(),
+	log_info("ready", "version=%s pid=%d workers=%u file=%s", SLUICE_VERSION, (int)getpid(),
 		 proxy_workers(a->proxy), a->conf_path);
 	if (ready >= 0)
 		daemon_ready(ready, !a->conf->error_log);

@@ -212,3 +212,6 @@ const char *tls_cipher(const struct tls *t);
 bool tls_resumed(const struct tls *t);
 /* The name a client asked for (SNI), or NULL. Server side, after the handshake. Valid as long as t. */
 const char *tls_server_name(const struct tls *t);
+
+/* "OpenSSL 3.0.19 …". Static. */
+const char *tls_library_version(void);

@@ -28,6 +28,8 @@ struct kern_options {
 	uint64_t memory;	    /* the same over all flows; 0: an eighth of RAM */
 	int lock_fd;		    /* -1, or the directory lock of the process that is being taken over from */
 	bool skip_kernel_floor;	    /* tests only: let the self-test alone decide */
+	bool test_no_trim;	    /* tests only: forward retransmitted bytes as the kernel hands them out */
+	bool test_no_selftest;	    /* tests only */
 };
 
 struct kern_features {
@@ -39,6 +41,9 @@ struct kern_features {
 	char reason_pinned[160];
 	char reason_sockmap[160];
 };
+
+/* "1.1" */
+const char *kern_libbpf_version(void);
 
 /* 0 (see kern_features) or -ENOMEM. The caller owns the result. */
 int kern_open(struct kern **out, const struct kern_options *options);
@@ -74,3 +79,6 @@ int kern_lock_fd(const struct kern *k);
 uint64_t kern_outstanding(struct kern *k);
 /* New bounds after a reload; take effect at once. */
 void kern_set_bounds(struct kern *k, uint64_t window, uint64_t memory);
+
+/* "v1.1" and the like. Static. */
+const char *kern_libbpf_version(void);

@@ -63,9 +63,9 @@ static void start(struct session *s)
 		backend_note_ok(u->backend);
 	body_init(&x->request, w, BODY_REQUEST, &s->client, &u->conn, &s->in, &x->head, x->framing, x->length);
 	body_init(&x->response, w, BODY_RESPONSE, &u->conn, &s->client, &u->in, &x->out, HTTP_BODY_NONE, 0);
-	body_pair(&x->request, s, &s->flow, s->peer.sa.sa_family == AF_UNIX, &u->flow, !sock_is_tcp(&u->backend->addr));
+	body_pair(&x->request, s, &s->flow, !s->listener->address->is_tcp, &u->flow, !sock_is_tcp(&u->backend->addr));
 	body_pair(&x->response, s, &u->flow, !sock_is_tcp(&u->backend->addr), &s->flow,
-		  s->peer.sa.sa_family == AF_UNIX);
+		  !s->listener->address->is_tcp);
 	x->request.limit = x->listener->limits.body_bytes;
 	x->request_done = false; /* its head is still to be sent */
 	x->response_state = RESPONSE_HEAD;

@@ -2,6 +2,7 @@
 /*
  * The session's states and the ways between them:
  *
+ *   PREFACE ->
  *   HANDSHAKE -> HEAD -> PICK -> CONNECT -> EXCHANGE -> HEAD | LINGER | CLOSED
  *                  |       ^________|           |  \-> TUNNEL -> CLOSED
  *                  |        (retry)             |
@@ -13,11 +14,14 @@
 #include "proxy/session.h"
 
 #include <errno.h>
+#include <arpa/inet.h>
 #include <stdlib.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "base/fault.h"
 #include "base/log.h"
+#include "http/proxy_header.h"
 #include "proxy/exchange.h"
 #include "proxy/listener.h"
 #include "proxy/worker.h"
@@ -42,6 +46,7 @@ static const struct {
 /* Which states may follow which; checked at every change. */
 static const uint16_t legal[_SESSION_STATE_MAX] = {
 #define TO(s) (1u << SESSION_##s)
+	[SESSION_PREFACE] = TO(HANDSHAKE) | TO(HEAD) | TO(CLOSED),
 	[SESSION_HANDSHAKE] = TO(HEAD) | TO(CLOSED),
 	[SESSION_HEAD] = TO(PICK) | TO(REPLY) | TO(CLOSED),
 	[SESSION_PICK] = TO(CONNECT) | TO(EXCHANGE) | TO(REPLY) | TO(CLOSED),
@@ -126,6 +131,51 @@ void session_close(struct session *s, bool abort)
 }
 
 /* ---- steps: true when something moved and the next step is worth trying ---- */
+
+/* The PROXY header is looked at before it is taken, so that not a byte of what follows is. */
+static bool step_preface(struct session *s)
+{
+	char head[PROXY_HEADER_MAX];
+	struct proxy_header h;
+	ssize_t n;
+
+	if (!s->client.readable)
+		return false;
+	n = recv(s->client.watch.fd, head, sizeof(head), MSG_PEEK);
+	if (n < 0 && (errno == EAGAIN || errno == EINTR)) {
+		s->client.readable = false;
+		return false;
+	}
+	switch (n > 0 ? proxy_header_parse(head, (size_t)n, &h) : HTTP_BAD) {
+	case HTTP_MORE:
+		s->client.readable = false; /* the next byte makes the next edge */
+		if (s->client.rdhup || s->client.failed)
+			session_close(s, true);
+		return false;
+	case HTTP_BAD:
+		COUNT(s->worker, requests_refused);
+		if (n > 0)
+			log_info("proxy_header_refused", "listener=%s reason=\"no valid PROXY header came first\"",
+				 s->listener->text);
+		session_close(s, true);
+		return false;
+	default:
+		break;
+	}
+	if (recv(s->client.watch.fd, head, h.len, 0) != (ssize_t)h.len) {
+		session_close(s, true);
+		return false;
+	}
+	if (h.version == 4) {
+		s->peer.in = (struct sockaddr_in){ .sin_family = AF_INET, .sin_port = htons(h.port) };
+		memcpy(&s->peer.in.sin_addr, h.addr, 4);
+	} else if (h.version == 6) {
+		s->peer.in6 = (struct sockaddr_in6){ .sin6_family = AF_INET6, .sin6_port = htons(h.port) };
+		memcpy(&s->peer.in6.sin6_addr, h.addr, 16);
+	}
+	session_go(s, s->client.tls ? SESSION_HANDSHAKE : SESSION_HEAD);
+	return true;
+}
 
 static bool step_handshake(struct session *s)
 {
@@ -215,6 +265,8 @@ static bool step_linger(struct session *s)
 static bool step(struct session *s)
 {
 	switch (s->state) {
+	case SESSION_PREFACE:
+		return step_preface(s);
 	case SESSION_HANDSHAKE:
 		return step_handshake(s);
 	case SESSION_HEAD:
@@ -315,7 +367,7 @@ int session_new(struct worker *w, struct listener *l, int fd, const struct sock_
 		free(s);
 		return r;
 	}
-	s->state = tls ? SESSION_HANDSHAKE : SESSION_HEAD;
+	s->state = l->conf->proxy_protocol ? SESSION_PREFACE : tls ? SESSION_HANDSHAKE : SESSION_HEAD;
 	s->since = loop_now(w->loop);
 	if (tls) {
 		r = tls_new_server(&s->client.tls, tls, fd);

@@ -67,6 +67,7 @@ void session_arm_timer(struct session *s)
 	uint64_t d = UINT64_MAX;
 
 	switch (s->state) {
+	case SESSION_PREFACE:
 	case SESSION_HANDSHAKE:
 		d = after(s->since, c->head_ms);
 		break;
@@ -214,6 +215,7 @@ void session_timer(struct timer *t)
 	uint64_t now = loop_now(s->worker->loop);
 
 	switch (s->state) {
+	case SESSION_PREFACE:
 	case SESSION_HANDSHAKE:
 	case SESSION_LINGER:
 		session_close(s, false);
