@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Failure is local: no descriptors, a full disk, no privileges, no kernel support. The service goes on."""
+import os
+import resource
+import threading
+
+import pytest
+
+from lib import pattern
+from lib.client import Client, Ended, request_bytes
+from lib.wait import wait_until
+
+
+def low_limit():
+    resource.setrlimit(resource.RLIMIT_NOFILE, (96, 96))
+
+
+def test_running_out_of_descriptors_is_survived(sluice, origin):
+    d = sluice([origin.address], preexec=low_limit)
+    with d.client() as early:
+        assert early.get("/").status == 200
+        crowd = []
+        for _ in range(150):
+            c = Client(d.address, timeout=2)
+            c.try_send(request_bytes(path="/delay/300?bytes=3"))
+            crowd.append(c)
+        statuses = []
+        for c in crowd:
+            try:
+                statuses.append(c.read_response().status)
+            except (Ended, TimeoutError):
+                statuses.append(None)
+            c.close()
+        assert any(s == 200 for s in statuses)
+    assert d.process.alive()
+
+    def served():
+        try:
+            with Client(d.address, timeout=5) as c:
+                return c.get("/bytes/100000").length == 100000
+        except (Ended, TimeoutError, OSError):
+            return False
+    wait_until(served, "service as before")
+    assert d.admin("/healthz")[0] == 200
+
+
+@pytest.mark.parametrize("which", ["error_log", "access_log"])
+def test_a_full_disk_does_not_stop_the_service(sluice, origin, which, tmp_path):
+    full = {"error_log": {"error_log": "/dev/full"}, "access_log": {"access_log": {"path": "/dev/full", "format": "text"}}}[which]
+    if which == "error_log":
+        from lib.sluice import Sluice
+        d = Sluice(tmp_path, {"one": {"servers": [{"address": origin.address}]}}, start=False, **full)
+        d.ready = lambda: d.process.alive() and can_connect(d)
+        try:
+            d.start()
+            exercise(d)
+            d.stop()
+        finally:
+            d.kill()
+    else:
+        d = sluice([origin.address], **full)
+        exercise(d)
+
+
+def can_connect(d):
+    try:
+        Client(d.address).close()
+        return True
+    except ConnectionRefusedError:
+        return False
+
+
+def exercise(d):
+    for _ in range(50):
+        assert d.get("/").status == 200
+    with d.client() as c:
+        c.send(b"GARBAGE\r\n\r\n")
+        assert c.read_response().status == 400
+    assert d.get("/bytes/1000000", keep=False).sha256 == pattern.sha256(1000000)
+
+
+def test_an_error_log_that_can_not_be_opened_is_said(tmp_path):
+    from lib.sluice import run_sluice
+    from test_daemon import GOOD
+    (tmp_path / "t.yaml").write_text(GOOD + f"error_log: {tmp_path}/no/such/dir/log\n")
+    done = run_sluice("-c", tmp_path / "t.yaml")
+    assert done.returncode == 1 and "no/such/dir" in done.stderr
+
+
+def become_nobody():
+    os.setgroups([])
+    os.setresgid(65534, 65534, 65534)
+    os.setresuid(65534, 65534, 65534)
+
+
+def test_without_privileges_it_serves_with_the_next_engine_and_says_why(sluice, origin, tmp_path):
+    if os.geteuid() != 0:
+        pytest.skip("already without privileges")
+    open_up = tmp_path
+    while open_up != open_up.parent and str(open_up).startswith("/tmp/"):
+        open_up.chmod(0o777 if open_up == tmp_path else open_up.stat().st_mode | 0o055)
+        open_up = open_up.parent
+    d = sluice([origin.address], preexec=become_nobody, splice={"min_bytes": 4096})
+    said = d.wait_event("engine")
+    assert said["engine"] in ("splice", "copy") and said["reason"], said
+    n = 8_000_000
+    assert d.get(f"/bytes/{n}", keep=False).sha256 == pattern.sha256(n)
+    assert d.metrics().bodies("sockmap") == 0
+
+
+def test_the_smallest_configuration_serves(tmp_path, origin):
+    from lib.process import Process
+    from lib.sluice import environment, free_port
+    from lib import build
+    port = free_port()
+    (tmp_path / "t.yaml").write_text(f"version: 1\nlisteners: [{{address: \"127.0.0.1:{port}\"}}]\n"
+                                     f"bpf: {{pin_dir: /sys/fs/bpf/sluice-test-small-{port}}}\n"
+                                     f"upstreams: {{one: {{servers: [{{address: \"{origin.address}\"}}]}}}}\n")
+    p = Process([build.SLUICE, "-c", tmp_path / "t.yaml"], tmp_path / "out", env=environment())
+    try:
+        wait_until(lambda: "event=started" in p.text() or not p.alive(), "the start")
+        with Client(("127.0.0.1", port)) as c:
+            assert c.get("/").body == b"Hello from one\n"
+    finally:
+        assert p.stop() == 0
+
+
+@pytest.mark.parametrize("fault", ["alloc:5+3", "accept:1+3", "socket:6+4", "connect:1+2", "read:10+2", "write:10+2", "pipe:1+",
+                                   "map_update:8+", "log_write:2+"])
+def test_an_injected_failure_stays_where_it_is(sluice, origin, fault):
+    """Some request may be lost; the process may not, and what is delivered is right."""
+    d = sluice([origin.address], env={"SLUICE_FAULT": fault}, splice={"min_bytes": 4096})
+    good = 0
+    for _ in range(40):
+        try:
+            with Client(d.address, timeout=5) as c:
+                r = c.get("/bytes/200000", keep=False)
+                if r.status == 200:
+                    assert r.sha256 == pattern.sha256(200000)
+                    good += 1
+        except (Ended, OSError):
+            pass
+    assert good >= 20, f"{good} of 40"
+    assert d.process.alive()
+
+
+def test_hundreds_at_once_over_few_workers(sluice, origin):
+    d = sluice([origin.address])
+    bad = []
+
+    def one(i):
+        try:
+            with Client(d.address, timeout=40) as c:
+                for n in (i, 50000 + i):
+                    if c.get(f"/bytes/{n}", keep=False).sha256 != pattern.sha256(n):
+                        bad.append(n)
+        except Exception as e:
+            bad.append(repr(e))
+    threads = [threading.Thread(target=one, args=(i,), daemon=True) for i in range(300)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join(60)
+    assert not bad, bad[:5]
