@@ -57,9 +57,14 @@ $(TOOLS:%=$(OUT)/%): $(OUT)/%: $(OUT)/obj/tools/%.o $(OUT)/libsluice.a
 # A tool that is more than one file keeps the rest in tools/NAME/.
 $(OUT)/origin: $(patsubst %.c,$(OUT)/obj/%.o,$(wildcard tools/origin/*.c))
 
-$(OUT)/libsluice.a: $(LIB_OBJ)
+# Changes when a source file comes or goes, so that the archive never keeps a dead object.
+$(OUT)/sources: FORCE
+	@mkdir -p $(@D) && echo '$(LIB_OBJ)' | cmp -s - $@ || echo '$(LIB_OBJ)' > $@
+FORCE:
+
+$(OUT)/libsluice.a: $(LIB_OBJ) $(OUT)/sources
 	$(call say,AR,$@)
-	$(Q)rm -f $@ && ar rcs $@ $^
+	$(Q)rm -f $@ && ar rcs $@ $(LIB_OBJ)
 
 $(OUT)/obj/%.o: %.c Makefile | $(SKEL)
 	$(call say,CC,$<)

@@ -251,6 +251,8 @@ void exchange_begin(struct session *s)
 	query = memchr(path.p, '?', path.n);
 	if (query)
 		path.n = (size_t)(query - path.p);
+	if (path.n == 0)
+		path = STR("/"); /* "http://host?query" */
 	route = conf_route_match(x->listener, host_without_port(h->host), path);
 	if (!route) {
 		exchange_fail(s, 404, END_NO_ROUTE, "no route takes this host and path");
