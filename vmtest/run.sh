@@ -1,0 +1,100 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# Runs a script inside virtual machines with Debian's kernels, where TLS is in the
+# kernel, and says what came of it.
+#
+#   vmtest/run.sh [-k RELEASE]... [SCRIPT [ARGUMENT]...]
+#
+#   -k RELEASE   bookworm (6.1) or trixie (6.12); default: both, one after the other
+#   SCRIPT       run with sh by root in the VM; default: vmtest/suite.sh. It sees this
+#                machine's files, read-only but for temporary directories, and writes
+#                lines "ok …", "not ok …", "skip …" to the file $VMTEST_RESULTS
+#
+# Prints "N passed, N failed, N skipped" last; exit 0 only if nothing failed, every VM
+# came to its end, and no kernel complained. Logs: .cache/vm/out/RELEASE/.
+# KVM is used where a probe shows that it boots a stock kernel, else emulation.
+set -eu
+root=$(cd "$(dirname "$0")/.." && pwd)
+cache=$root/.cache/vm
+limit=${VMTEST_TIMEOUT:-1500}
+releases=
+while getopts k: opt; do
+	case $opt in
+	k) releases="$releases $OPTARG" ;;
+	*) sed -n '6,17s/^# \{0,1\}//p' "$0"; exit 2 ;;
+	esac
+done
+shift $((OPTIND - 1))
+[ $# -gt 0 ] || set -- "$root/vmtest/suite.sh"
+releases=${releases:-bookworm trixie}
+
+mkdir -p "$cache"
+exec 9> "$cache/lock"
+flock 9 # one VM at a time
+
+for tool in qemu-system-x86_64 busybox depmod udevadm; do
+	PATH=$PATH:/usr/sbin:/sbin command -v $tool > /dev/null && continue
+	echo "vmtest: $tool is missing: apt-get install qemu-system-x86 busybox-static kmod udev python3-argcomplete python3-requests" >&2
+	exit 1
+done
+vng=$(sh "$root/vmtest/fetch.sh" virtme-ng)
+
+# vm KERNEL_DIR OUT_DIR KVM_OPTION COMMAND: boots, runs COMMAND, ends.
+vm() {
+	# virtme looks the writable directory up relative to the root, so be there.
+	(cd / && PYTHONPATH=${vng%/bin/vng}/lib/python3/dist-packages PATH=${vng%/vng}:$PATH:/usr/sbin:/sbin \
+		exec nice /usr/bin/python3 "$vng" $3 --run "$1/boot/vmlinuz-$(cat "$1/release")" --cpus 2 --memory 2G \
+		--rwdir "$2" --exec "$4") < /dev/null 9>&-
+}
+
+# Prints the option that chooses emulation when KVM is absent or does not boot.
+kvm_option() {
+	state=$cache/kvm-$(cat /proc/sys/kernel/random/boot_id)
+	if [ ! -e "$state" ]; then
+		echo no > "$state"
+		mkdir -p "$cache/out/probe"
+		if [ -w /dev/kvm ]; then
+			rm -f "$cache/out/probe/booted"
+			(
+				vm "$1" "$cache/out/probe" "" "touch $cache/out/probe/booted" > /dev/null 2>&1 &
+				pid=$!
+				n=0
+				while kill -0 $pid 2> /dev/null && [ $n -lt 60 ] && [ ! -e "$cache/out/probe/booted" ]; do
+					n=$((n + 1))
+					sleep 1
+				done
+				kill $pid 2> /dev/null
+				wait $pid
+			) || :
+			[ ! -e "$cache/out/probe/booted" ] || echo yes > "$state"
+		fi
+	fi
+	[ "$(cat "$state")" = yes ] || echo --disable-kvm
+}
+
+passed=0 failed=0 skipped=0
+for rel in $releases; do
+	kernel=$(sh "$root/vmtest/fetch.sh" "$rel")
+	out=$cache/out/$rel
+	rm -rf "$out"
+	mkdir -p "$out"
+	option=$(kvm_option "$kernel")
+	echo "== $rel: Linux $(cat "$kernel/release")${option:+, emulated}"
+	script=
+	for word; do script="$script '$word'"; done
+	vm "$kernel" "$out" "$option" "timeout $limit sh $root/vmtest/guest.sh $out $script" > "$out/console" 2>&1 || :
+	# The verdict is the last thing the guest writes: without it the run did not end.
+	if [ ! -s "$out/verdict" ]; then
+		echo "not ok $rel: the VM did not come to its end; see $out/console"
+		tail -5 "$out/console" | sed 's/^/    /'
+		failed=$((failed + 1))
+	fi
+	grep -E '^(not ok|skip) ' "$out/results" 2> /dev/null || :
+	for kind in passed failed skipped; do
+		case $kind in passed) mark='ok' ;; failed) mark='not ok' ;; skipped) mark='skip' ;; esac
+		n=$(grep -c "^$mark " "$out/results" 2> /dev/null) || n=${n:-0}
+		eval "$kind=\$(($kind + n))"
+	done
+done
+echo "$passed passed, $failed failed, $skipped skipped"
+[ $failed -eq 0 ] && [ $passed -gt 0 ]

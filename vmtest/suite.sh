@@ -1,0 +1,26 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# What is proven in the VM: the unit tests that need the kernel, with kTLS required, so
+# that a skip counts as a failure; that the kernel still keeps kTLS and sockmap apart; and
+# the end-to-end suite for every engine. Run by guest.sh; results as run.sh says.
+results=${VMTEST_RESULTS:?}
+export SLUICE_KTLS=require
+
+# cmocka's TAP lines, with the program's name.
+unit() {
+	name=$(basename "$1")
+	echo "== $name"
+	CMOCKA_MESSAGE_OUTPUT=TAP timeout 300 "$1" > /tmp/tap 2>&1
+	rc=$?
+	cat /tmp/tap
+	sed -n "s/^ok [0-9]* - \(.*\) # SKIP.*/not ok $name \1 (skipped)/p; t; s/^ok [0-9]* - /ok $name /p; s/^not ok [0-9]* - /not ok $name /p" /tmp/tap >> "$results"
+	if [ $rc -ne 0 ] && ! grep -q '^not ok' /tmp/tap || ! grep -q '^ok' /tmp/tap; then
+		echo "not ok $name ended with $rc" >> "$results"
+	fi
+}
+
+for t in build/tests/tls_*_test build/tests/kern_*_test; do
+	[ -x "$t" ] && unit "$t"
+done
+/usr/bin/python3 vmtest/sockmap_refuses_ktls.py >> "$results" || echo "not ok sockmap_refuses_ktls.py ended with $?" >> "$results"
+exit 0
