@@ -225,6 +225,7 @@ static void backend_destroy_locked(struct backend *b)
 		at = &(*at)->next;
 	*at = b->next;
 	slot_release(b->lb, b);
+	log_debug("backend_gone", "upstream=%s backend=%s", b->upstream, b->text);
 	backend_free(b);
 }
 

@@ -100,10 +100,10 @@ static void notice_operator(struct health_check *c)
 	uint32_t admin = backend_admin(b), weight = backend_weight(b, 0);
 
 	if (admin > SLUICE_ADMIN_DISABLED) {
+		__atomic_store_n(&b->health->admin, c->seen_admin, __ATOMIC_RELAXED);
 		log_warn("backend_admin", "upstream=%s backend=%s reason=\"admin=%u means nothing; put back\"",
 			 b->upstream, b->text, admin);
 		admin = c->seen_admin;
-		__atomic_store_n(&b->health->admin, admin, __ATOMIC_RELAXED);
 	}
 	if (admin == c->seen_admin && weight == c->seen_weight)
 		return;
