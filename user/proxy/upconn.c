@@ -9,9 +9,51 @@
 #include "proxy/session.h"
 #include "proxy/worker.h"
 
-static struct list *bucket(struct worker *w, const struct backend *b)
+/* The idle connections to one backend. Lives as long as there are any. */
+struct pool {
+	struct list link; /* worker->pools[…] */
+	struct backend *backend; /* kept by the connections in it */
+	struct list idle;	 /* newest first */
+	unsigned n;
+};
+
+static struct pool *pool_find(struct worker *w, const struct backend *b)
 {
-	return &w->pool[hash_u64(b->id) % WORKER_POOL_BUCKETS];
+	struct list *head = &w->pools[hash_u64(b->id) % WORKER_POOL_BUCKETS], *it, *next;
+
+	list_for_each_safe(it, next, head)
+		if (list_entry(it, struct pool, link)->backend == b)
+			return list_entry(it, struct pool, link);
+	return NULL;
+}
+
+static struct pool *pool_get(struct worker *w, struct backend *b)
+{
+	struct pool *p = pool_find(w, b);
+
+	if (p)
+		return p;
+	p = calloc(1, sizeof(*p));
+	if (!p)
+		return NULL;
+	p->backend = b;
+	list_init(&p->idle);
+	list_push_back(&w->pools[hash_u64(b->id) % WORKER_POOL_BUCKETS], &p->link);
+	return p;
+}
+
+/* Takes u out of its pool; the backend's other idle connections keep the pool alive. */
+static void pool_leave(struct upconn *u)
+{
+	struct pool *p = u->pool;
+
+	list_unlink(&u->idle);
+	u->pool = NULL;
+	u->worker->pool_idle--;
+	if (--p->n == 0) {
+		list_unlink(&p->link);
+		free(p);
+	}
 }
 
 static void upconn_free(struct defer *d)
@@ -25,9 +67,8 @@ static void upconn_free(struct defer *d)
 
 void upconn_close(struct upconn *u, bool abort)
 {
-	if (u->state == UPCONN_IDLE)
-		u->worker->pool_idle--;
-	list_unlink(&u->idle);
+	if (u->pool)
+		pool_leave(u);
 	u->session = NULL;
 	if (conn_open(&u->conn)) {
 		flow_sock_remove(&u->flow);
@@ -66,19 +107,16 @@ static void upconn_event(struct watch *w, uint32_t events)
 
 struct upconn *upconn_take(struct worker *w, struct backend *b, struct session *s)
 {
-	struct list *head = bucket(w, b), *it, *next;
+	struct pool *p;
 
-	list_for_each_safe(it, next, head) {
-		struct upconn *u = list_entry(it, struct upconn, idle);
+	while ((p = pool_find(w, b))) {
+		struct upconn *u = list_entry(p->idle.next, struct upconn, idle);
 
-		if (u->backend != b)
-			continue;
 		if (!upconn_silent(u)) {
 			upconn_close(u, false);
 			continue;
 		}
-		list_unlink(&u->idle);
-		w->pool_idle--;
+		pool_leave(u);
 		u->state = UPCONN_READY;
 		u->session = s;
 		u->requests++;
@@ -180,24 +218,25 @@ int upconn_step(struct upconn *u, const char **reason)
 void upconn_release(struct upconn *u, const struct conf_upstream *c)
 {
 	struct worker *w = u->worker;
-	struct list *head = bucket(w, u->backend), *it, *next;
-	uint32_t share = (c->keepalive_max_idle + w->conf->threads - 1) / w->conf->threads, n = 0;
+	uint32_t share = (c->keepalive_max_idle + w->conf->threads - 1) / w->conf->threads;
+	struct pool *p = NULL;
 
 	u->session = NULL;
 	if (w->draining || !backend_usable(u->backend) || u->in.len || (u->conn.readable && !upconn_silent(u))) {
 		upconn_close(u, false);
 		return;
 	}
-	list_for_each_safe(it, next, head)
-		n += list_entry(it, struct upconn, idle)->backend == u->backend;
-	if (n >= share) {
+	p = share ? pool_get(w, u->backend) : NULL;
+	if (!p || p->n >= share) {
 		upconn_close(u, false);
 		return;
 	}
 	buf_deinit(&u->in);
 	u->state = UPCONN_IDLE;
 	u->idle_until = loop_now(w->loop) + c->timeouts.idle_ms * NS_PER_MS;
-	list_push_front(head, &u->idle);
+	list_push_front(&p->idle, &u->idle);
+	u->pool = p;
+	p->n++;
 	w->pool_idle++;
 }
 
@@ -206,9 +245,14 @@ void upconn_sweep(struct worker *w, uint64_t now)
 	struct list *it, *next;
 
 	for (size_t i = 0; w->pool_idle && i < WORKER_POOL_BUCKETS; i++)
-		list_for_each_safe(it, next, &w->pool[i])
-			if (list_entry(it, struct upconn, idle)->idle_until <= now)
-				upconn_close(list_entry(it, struct upconn, idle), false);
+		list_for_each_safe(it, next, &w->pools[i]) {
+			struct pool *p = list_entry(it, struct pool, link);
+			unsigned n = p->n;
+
+			/* From the oldest on; the last one closed takes the pool with it. */
+			while (n-- && list_entry(p->idle.prev, struct upconn, idle)->idle_until <= now)
+				upconn_close(list_entry(p->idle.prev, struct upconn, idle), false);
+		}
 }
 
 void upconn_close_idle(struct worker *w)

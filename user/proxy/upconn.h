@@ -17,6 +17,7 @@
 struct session;
 struct worker;
 struct conf_upstream;
+struct pool;
 struct worker_site;
 
 enum upconn_state { UPCONN_CONNECTING, UPCONN_HANDSHAKE, UPCONN_READY, UPCONN_IDLE };
@@ -27,7 +28,8 @@ struct upconn {
 	struct worker *worker;
 	struct backend *backend; /* one reference */
 	struct session *session; /* NULL while idle */
-	struct list idle;	 /* in the pool's bucket */
+	struct pool *pool;	 /* while idle */
+	struct list idle;	 /* in its pool */
 	uint64_t idle_until;
 	struct buf in;	    /* read and not yet used */
 	uint32_t requests;  /* begun on it */

@@ -89,7 +89,7 @@ int worker_init(struct worker *w, struct proxy *p, unsigned index, struct kern *
 	list_init(&w->listeners);
 	list_init(&w->sessions);
 	for (size_t i = 0; i < WORKER_POOL_BUCKETS; i++)
-		list_init(&w->pool[i]);
+		list_init(&w->pools[i]);
 	http_head_init(&w->head, w->fields, HTTP_FIELDS_MAX);
 	timer_init(&w->tick, worker_tick);
 	r = loop_new(&w->loop);

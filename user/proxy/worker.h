@@ -67,7 +67,7 @@ struct worker {
 	bool draining; /* no new requests; see worker_drain */
 	bool drained_told;
 
-	struct list pool[WORKER_POOL_BUCKETS]; /* struct upconn, idle, newest first */
+	struct list pools[WORKER_POOL_BUCKETS]; /* struct pool, see upconn.c */
 	unsigned pool_idle;
 	struct retry_budget retries;
 	struct timer tick; /* once a second: pool, log */
