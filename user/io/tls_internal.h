@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * What the tls*.c files share. tls_ctx.c makes contexts, tls_session.c keeps
- * sessions, tls.c runs connections in user space, tls_kernel.c moves their
- * keys into the kernel and speaks to it from then on, tls_reason.c finds words.
+ * sessions, tls.c runs connections in user space, tls_keys.c derives what
+ * tls_kernel.c gives to the kernel, tls_record.c speaks to a socket in the
+ * kernel's hands, tls_reason.c finds words.
  *
  * A connection's life: HANDSHAKE -> OPEN -> ENDED (close_notify read) or
  * FAILED. FAILED is for good. Writing goes on after ENDED: the two directions
@@ -120,10 +121,12 @@ void tls_kernel_setup_ctx(SSL_CTX *c);
 int tls_kernel_prepare(struct tls *t);
 /* 0, also when user space has to do; -errno when the kernel is required and can not, or memory. */
 int tls_kernel_take(struct tls *t);
+void tls_offload_free(struct tls_offload *o);
+
+/* tls_record.c; contracts as tls_read, tls_writev, tls_shutdown */
 ssize_t tls_kernel_read(struct tls *t, void *buf, size_t n);
 ssize_t tls_kernel_write(struct tls *t, const struct iovec *iov, int n);
 int tls_kernel_close_notify(struct tls *t);
-void tls_offload_free(struct tls_offload *o);
 
 /* tls_keys.c */
 /* The kernel's number for the negotiated suite, or 0. */
