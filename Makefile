@@ -130,7 +130,8 @@ $(FUZZ:%=fuzz-%): fuzz-%: build/fuzz/%
 fuzz: $(FUZZ:%=fuzz-%)
 
 vmtest:
-	$(Q)sh tools/deps.sh vm
+	$(Q)sh tools/deps.sh test vm
+	$(Q)$(MAKE) --no-print-directory bins unit-bins
 	$(Q)sh vmtest/run.sh
 bench: all
 	$(Q)sh tools/deps.sh bench

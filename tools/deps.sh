@@ -8,7 +8,7 @@ set -eu
 build="gcc make clang llvm libc6-dev libbpf-dev libelf-dev zlib1g-dev libssl-dev libyaml-dev openssl curl ca-certificates pkg-config"
 test="python3 python3-pytest python3-h11 libcmocka-dev wrk procps iproute2 git util-linux libclang-rt-dev"
 bench="haproxy nginx-light wrk"
-vm="qemu-system-x86 udev busybox-static kmod"
+vm="qemu-system-x86 udev busybox-static kmod file cpio python3-argcomplete python3-requests"
 
 # bpftool is a package of its own on Debian and part of linux-tools on Ubuntu.
 if ! command -v bpftool >/dev/null 2>&1 && ! [ -x /usr/sbin/bpftool ]; then

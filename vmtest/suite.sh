@@ -13,7 +13,7 @@ unit() {
 	CMOCKA_MESSAGE_OUTPUT=TAP timeout 300 "$1" > /tmp/tap 2>&1
 	rc=$?
 	cat /tmp/tap
-	sed -n "s/^ok [0-9]* - \(.*\) # SKIP.*/not ok $name \1 (skipped)/p; t; s/^ok [0-9]* - /ok $name /p; s/^not ok [0-9]* - /not ok $name /p" /tmp/tap >> "$results"
+	sed -n "s/^not ok [0-9]* # SKIP /not ok $name (skipped) /p; s/^ok [0-9]* - /ok $name /p; s/^not ok [0-9]* - /not ok $name /p" /tmp/tap >> "$results"
 	if [ $rc -ne 0 ] && ! grep -q '^not ok' /tmp/tap || ! grep -q '^ok' /tmp/tap; then
 		echo "not ok $name ended with $rc" >> "$results"
 	fi
