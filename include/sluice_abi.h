@@ -96,7 +96,7 @@ struct sluice_flow {
 	__u64 limit;	     /* body bytes from the arming on; SLUICE_UNTIL_EOF */
 	__u64 forwarded;     /* user space only, also while armed */
 	__u32 epoch;	     /* 0: not armed; else differs from every earlier arming of the slot */
-	__u32 window;	     /* bytes the kernel may hold unsent for the target; may change while armed */
+	__u32 window;	     /* memory the kernel may hold unsent for the target; may change while armed */
 	__u32 worker;	     /* entry of `counters` and event ring */
 	__u32 generation;    /* of the slot: raised when it is given to another socket */
 	__u64 pad_user[2];
@@ -113,7 +113,7 @@ struct sluice_flow {
 	__u32 spills;
 	__u32 trims;
 	__u32 broken;	   /* 1: an overlap could not be cut off; nothing more is delivered */
-	__u32 pad_bpf;
+	__u32 base_valid;  /* base_seq was taken for seen_epoch */
 };
 _Static_assert(sizeof(struct sluice_flow) == 128, "sluice_flow: one cache line per writer");
 
