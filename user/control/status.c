@@ -11,6 +11,23 @@
 #include "control/view.h"
 #include "lb/backend.h"
 
+const char *view_engine(const struct view *v, const char **why)
+{
+	*why = "";
+	if (strcmp(v->engine_limit, "copy") == 0) {
+		*why = "the configuration says splice.engine: copy";
+		return "copy";
+	}
+	if (strcmp(v->engine_limit, "splice") == 0) {
+		*why = "the configuration says splice.engine: splice";
+		return "splice";
+	}
+	if (v->features.sockmap)
+		return "sockmap";
+	*why = v->features.reason_sockmap[0] ? v->features.reason_sockmap : "the kernel does not offer it";
+	return "splice";
+}
+
 static void write_process(struct text *t, const struct view *v)
 {
 	json_str(t, "version", v->version);

@@ -245,20 +245,3 @@ bool view_draining(const struct control *c)
 {
 	return proxy_draining(c->proxy);
 }
-
-const char *view_engine(const struct view *v, const char **why)
-{
-	*why = "";
-	if (strcmp(v->engine_limit, "copy") == 0) {
-		*why = "the configuration says splice.engine: copy";
-		return "copy";
-	}
-	if (strcmp(v->engine_limit, "splice") == 0) {
-		*why = "the configuration says splice.engine: splice";
-		return "splice";
-	}
-	if (v->features.sockmap)
-		return "sockmap";
-	*why = v->features.reason_sockmap[0] ? v->features.reason_sockmap : "the kernel does not offer it";
-	return "splice";
-}
