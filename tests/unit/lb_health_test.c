@@ -423,15 +423,15 @@ static void operator_changes_the_table(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(tcp_check_takes_down_and_brings_back),
-		cmocka_unit_test(fall_and_rise_count),
-		cmocka_unit_test(http_answers_are_judged),
-		cmocka_unit_test(silence_is_a_failure_after_the_timeout),
-		cmocka_unit_test(tls_check_verifies),
-		cmocka_unit_test(unusable_ca_file_fails_the_check_not_the_start),
-		cmocka_unit_test(failing_requests_take_down_and_a_probe_brings_back),
-		cmocka_unit_test(shortage_of_descriptors_takes_nobody_down),
-		cmocka_unit_test(operator_changes_the_table),
+		cmocka_unit_test_setup(tcp_check_takes_down_and_brings_back, log_forget),
+		cmocka_unit_test_setup(fall_and_rise_count, log_forget),
+		cmocka_unit_test_setup(http_answers_are_judged, log_forget),
+		cmocka_unit_test_setup(silence_is_a_failure_after_the_timeout, log_forget),
+		cmocka_unit_test_setup(tls_check_verifies, log_forget),
+		cmocka_unit_test_setup(unusable_ca_file_fails_the_check_not_the_start, log_forget),
+		cmocka_unit_test_setup(failing_requests_take_down_and_a_probe_brings_back, log_forget),
+		cmocka_unit_test_setup(shortage_of_descriptors_takes_nobody_down, log_forget),
+		cmocka_unit_test_setup(operator_changes_the_table, log_forget),
 	};
 
 	log_capture();

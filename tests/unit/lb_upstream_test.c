@@ -1,5 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Upstreams as workers see them: names that come and change, reloads, what is adopted, and all of it from many threads. */
+/*
+ * Upstreams as workers see them: names that come and change, reloads, what is
+ * adopted, and all of it from many threads. Addresses are loopback ones on a
+ * port where nobody listens, as what is down gets probed.
+ */
 #include <pthread.h>
 #include "lb_fixture.h"
 #include "lb/state.h"
@@ -84,7 +88,7 @@ static const char *choices(struct upstream_view *v, int n)
 	return text;
 }
 
-#define NAMED "version: 1\nupstreams:\n  one:\n    servers: [{address: \"app.example:80\"}]\n    resolve_interval: 100ms\n"
+#define NAMED "version: 1\nupstreams:\n  one:\n    servers: [{address: \"app.example:1\"}]\n    resolve_interval: 100ms\n"
 
 /* ---- tests ---- */
 
@@ -97,28 +101,28 @@ static void all_addresses_of_a_name_are_used_and_followed(void **state)
 	struct lb *lb;
 	(void)state;
 
-	dns_set("10.0.0.2 10.0.0.1 2001:db8::1 10.0.0.1");
+	dns_set("127.0.0.2 127.0.0.1 2001:db8::1 127.0.0.1");
 	assert_int_equal(lb_start_with(&lb, c, &o), 0);
 	v = view_of(lb, 0);
-	assert_string_equal(choices(&v, 4), "10.0.0.1:80 10.0.0.2:80 [2001:db8::1]:80 10.0.0.1:80");
+	assert_string_equal(choices(&v, 4), "127.0.0.1:1 127.0.0.2:1 [2001:db8::1]:1 127.0.0.1:1");
 
 	/* Another order is no change. */
 	generation = atomic_load(&v.upstream->generation);
-	dns_set("2001:db8::1 10.0.0.1 10.0.0.2");
+	dns_set("2001:db8::1 127.0.0.1 127.0.0.2");
 	dns_await(3);
 	assert_int_equal(atomic_load(&v.upstream->generation), generation);
 
-	log_have = 0;
-	dns_set("10.0.0.9");
+	log_forget(NULL);
+	dns_set("127.0.0.9");
 	log_await("event=resolved", "addresses=1");
-	assert_string_equal(choices(&v, 2), "10.0.0.9:80 10.0.0.9:80");
+	assert_string_equal(choices(&v, 2), "127.0.0.9:1 127.0.0.9:1");
 
 	/* A name that stops resolving keeps its addresses, and is complained about once. */
 	dns_set(NULL);
 	log_await("event=resolve_failed", "name=app.example reason=\"no such name\"");
 	dns_await(3);
-	assert_string_equal(choices(&v, 1), "10.0.0.9:80");
-	dns_set("10.0.0.9");
+	assert_string_equal(choices(&v, 1), "127.0.0.9:1");
+	dns_set("127.0.0.9");
 	log_await_but("resolve_failed", "event=resolve_works", "app.example");
 
 	upstream_view_deinit(&v);
@@ -139,9 +143,9 @@ static void names_that_come_late_are_picked_up(void **state)
 	log_await("event=upstream_empty", "upstream=one");
 	v = view_of(lb, 0);
 	assert_string_equal(choices(&v, 2), "- -");
-	dns_set("10.0.0.1");
+	dns_set("127.0.0.1");
 	log_await("event=resolved", "addresses=1");
-	assert_string_equal(choices(&v, 2), "10.0.0.1:80 10.0.0.1:80");
+	assert_string_equal(choices(&v, 2), "127.0.0.1:1 127.0.0.1:1");
 	/* A lookup that hangs does not keep us from stopping. */
 	dns_set("hang");
 	upstream_view_deinit(&v);
@@ -153,8 +157,8 @@ static void names_that_come_late_are_picked_up(void **state)
 static void what_was_tried_is_not_tried_again(void **state)
 {
 	const struct lb_options o = { 0 };
-	const struct conf *c = conf_text("version: 1\nupstreams:\n  one:\n    servers: [{address: \"10.0.0.1:80\"}, "
-					 "{address: \"10.0.0.2:80\"}, {address: \"10.0.0.3:80\", weight: 0}]\n");
+	const struct conf *c = conf_text("version: 1\nupstreams:\n  one:\n    servers: [{address: \"127.0.0.1:1\"}, "
+					 "{address: \"127.0.0.2:1\"}, {address: \"127.0.0.3:1\", weight: 0}]\n");
 	struct upstream_tried tried = { 0 };
 	struct upstream_view v;
 	struct backend *a, *b;
@@ -166,8 +170,8 @@ static void what_was_tried_is_not_tried_again(void **state)
 	a = upstream_choose(&v, STR_NONE, &tried);
 	upstream_tried_add(&tried, a);
 	b = upstream_choose(&v, STR_NONE, &tried);
-	assert_string_equal(a->text, "10.0.0.1:80");
-	assert_string_equal(b->text, "10.0.0.2:80");
+	assert_string_equal(a->text, "127.0.0.1:1");
+	assert_string_equal(b->text, "127.0.0.2:1");
 	upstream_tried_add(&tried, b);
 	assert_null(upstream_choose(&v, STR_NONE, &tried));
 	backend_unref(a);
@@ -181,55 +185,55 @@ static void reload_keeps_what_did_not_change(void **state)
 {
 	struct sluice_health table[8] = { 0 };
 	const struct lb_options o = { .slots = table, .slot_count = ARRAY_SIZE(table), .lookup = dns_lookup };
-	const struct conf *c = conf_text("version: 1\nupstreams:\n  one:\n    servers: [{address: \"10.0.0.1:80\"}, "
-					 "{address: \"10.0.0.2:80\"}, {address: \"app.example:80\"}]\n");
-	const struct conf *d = conf_text("version: 1\nupstreams:\n  zero:\n    servers: [{address: \"10.0.0.1:80\"}]\n"
-					 "  one:\n    servers: [{address: \"10.0.0.2:80\", weight: 3}, "
-					 "{address: \"10.0.0.4:80\"}, {address: \"app.example:80\"}]\n");
+	const struct conf *c = conf_text("version: 1\nupstreams:\n  one:\n    servers: [{address: \"127.0.0.1:1\"}, "
+					 "{address: \"127.0.0.2:1\"}, {address: \"app.example:1\"}]\n");
+	const struct conf *d = conf_text("version: 1\nupstreams:\n  zero:\n    servers: [{address: \"127.0.0.1:1\"}]\n"
+					 "  one:\n    servers: [{address: \"127.0.0.2:1\", weight: 3}, "
+					 "{address: \"127.0.0.4:1\"}, {address: \"app.example:1\"}]\n");
 	struct upstream_view old, fresh;
 	struct backend *kept, *gone, *again;
 	struct lb *lb;
 	(void)state;
 
-	dns_set("10.0.0.7");
+	dns_set("127.0.0.7");
 	assert_int_equal(lb_start_with(&lb, c, &o), 0);
 	old = view_of(lb, 0);
-	kept = find(lb, "one/10.0.0.2:80");
-	gone = find(lb, "one/10.0.0.1:80");
+	kept = find(lb, "one/127.0.0.2:1");
+	gone = find(lb, "one/127.0.0.1:1");
 	for (int i = 0; i < 3; i++)
 		backend_note_connect_failure(kept, ECONNREFUSED);
 	backend_set_weight(kept, 5);
 	upstream_count_status(&old, 200);
-	assert_int_equal(state_of(lb, "10.0.0.2:80"), SLUICE_HEALTH_DOWN);
+	assert_int_equal(state_of(lb, "127.0.0.2:1"), SLUICE_HEALTH_DOWN);
 
 	/* No answer at the moment: the address known from before goes on. */
 	dns_set("hang");
 	assert_int_equal(lb_apply(lb, d), 0);
 	fresh = view_of(lb, 1);
-	again = find(lb, "one/10.0.0.2:80");
+	again = find(lb, "one/127.0.0.2:1");
 	assert_ptr_equal(again, kept);
 	assert_int_equal(backend_state(again), SLUICE_HEALTH_DOWN);
 	assert_int_equal(backend_weight(again, 3), 5);
 	backend_unref(again);
-	assert_int_equal(lb_find_backend(lb, STR("one/10.0.0.1:80"), &again), 1);
-	assert_int_equal(lb_find_backend(lb, STR("one/10.0.0.4:80"), &again), 0);
+	assert_int_equal(lb_find_backend(lb, STR("one/127.0.0.1:1"), &again), 1);
+	assert_int_equal(lb_find_backend(lb, STR("one/127.0.0.4:1"), &again), 0);
 	backend_unref(again);
-	assert_string_equal(choices(&fresh, 3), "10.0.0.4:80 10.0.0.7:80 10.0.0.4:80");
+	assert_string_equal(choices(&fresh, 3), "127.0.0.4:1 127.0.0.7:1 127.0.0.4:1");
 	/* A worker that has not gone over yet serves from the old one. */
-	assert_string_equal(choices(&old, 3), "10.0.0.1:80 10.0.0.7:80 10.0.0.1:80");
+	assert_string_equal(choices(&old, 3), "127.0.0.1:1 127.0.0.7:1 127.0.0.1:1");
 	assert_int_equal(upstream_status_total(fresh.upstream->stats, 200), 1);
 	upstream_view_deinit(&old);
 
 	/* Its entry in the table goes with the last holder of the backend. */
 	assert_string_equal(gone->health->upstream, "one");
 	backend_unref(gone);
-	log_await("event=backend_gone", "backend=10.0.0.1:80");
+	log_await("event=backend_gone", "backend=127.0.0.1:1");
 	backend_unref(kept);
 	upstream_view_deinit(&fresh);
 	dns_set(NULL);
 	lb_stop(&lb);
 	for (size_t i = 0; i < ARRAY_SIZE(table); i++)
-		assert_false(strcmp(table[i].upstream, "one") == 0 && strcmp(table[i].backend, "10.0.0.1:80") == 0);
+		assert_false(strcmp(table[i].upstream, "one") == 0 && strcmp(table[i].backend, "127.0.0.1:1") == 0);
 	conf_unref(c);
 	conf_unref(d);
 }
@@ -250,27 +254,26 @@ static void entries_of_an_earlier_process_are_adopted_by_name(void **state)
 	struct sluice_health table[4] = { 0 };
 	const struct lb_options o = { .slots = table, .slot_count = ARRAY_SIZE(table) };
 	const struct conf *c =
-		conf_text("version: 1\nupstreams:\n  one:\n    servers: [{address: \"10.0.0.1:80\"}, {address: "
-			  "\"10.0.0.2:80\"}, {address: \"10.0.0.3:80\"}, {address: \"10.0.0.4:80\"}, "
-			  "{address: \"10.0.0.5:80\"}]\n");
+		conf_text("version: 1\nupstreams:\n  one:\n    servers: [{address: \"127.0.0.1:1\"}, {address: "
+			  "\"127.0.0.2:1\"}, {address: \"127.0.0.3:1\"}, {address: \"127.0.0.4:1\"}, "
+			  "{address: \"127.0.0.5:1\"}]\n");
 	struct upstream_view v;
 	struct lb *lb;
 	(void)state;
 
-	put_entry(&table[0], "other", "10.0.0.1:80", SLUICE_HEALTH_UP, SLUICE_ADMIN_DISABLED, 0);
-	put_entry(&table[1], "one", "10.0.0.3:80", SLUICE_HEALTH_DOWN, SLUICE_ADMIN_ENABLED, 0);
-	put_entry(&table[2], "one", "10.0.0.2:80", SLUICE_HEALTH_UP, SLUICE_ADMIN_DRAIN, 7);
-	log_have = 0;
+	put_entry(&table[0], "other", "127.0.0.1:1", SLUICE_HEALTH_UP, SLUICE_ADMIN_DISABLED, 0);
+	put_entry(&table[1], "one", "127.0.0.3:1", SLUICE_HEALTH_DOWN, SLUICE_ADMIN_ENABLED, 0);
+	put_entry(&table[2], "one", "127.0.0.2:1", SLUICE_HEALTH_UP, SLUICE_ADMIN_DRAIN, 7);
 	assert_int_equal(lb_start_with(&lb, c, &o), 0);
 	/* Four entries: the stale one makes room, the fifth backend does without. */
 	log_await("event=health_table_full", "4 entries");
 	v = view_of(lb, 0);
-	assert_string_equal(choices(&v, 4), "10.0.0.1:80 10.0.0.4:80 10.0.0.5:80 10.0.0.1:80");
-	assert_int_equal(state_of(lb, "10.0.0.3:80"), SLUICE_HEALTH_DOWN);
+	assert_string_equal(choices(&v, 4), "127.0.0.1:1 127.0.0.4:1 127.0.0.5:1 127.0.0.1:1");
+	assert_int_equal(state_of(lb, "127.0.0.3:1"), SLUICE_HEALTH_DOWN);
 	assert_int_equal(table[2].weight, 7);
 	upstream_view_deinit(&v);
 	lb_stop(&lb);
-	assert_string_equal(table[2].backend, "10.0.0.2:80");
+	assert_string_equal(table[2].backend, "127.0.0.2:1");
 	assert_int_equal(table[2].checks_ok, 1000);
 	conf_unref(c);
 }
@@ -281,14 +284,14 @@ static void backends_are_found_by_name(void **state)
 		const char *name;
 		int want;
 	} rows[] = {
-		{ "one/10.0.0.1:80", 0 }, { "two/10.0.0.1:80", 0 },  { "10.0.0.1:80", 2 },  { "10.0.0.2:80", 0 },
+		{ "one/127.0.0.1:1", 0 }, { "two/127.0.0.1:1", 0 },  { "127.0.0.1:1", 2 },  { "127.0.0.2:1", 0 },
 		{ "unix:/run/x", 0 },	  { "two/unix:/run/x", 0 },  { "one/unix:/run/x", 1 }, { "one/", 1 },
-		{ "", 1 },		  { "three/10.0.0.1:80", 1 }, { "10.0.0.1", 1 },
+		{ "", 1 },		  { "three/127.0.0.1:1", 1 }, { "127.0.0.1", 1 },
 	};
 	const struct lb_options o = { 0 };
 	const struct conf *c = conf_text("version: 1\nupstreams:\n"
-					 "  one:\n    servers: [{address: \"10.0.0.1:80\"}]\n"
-					 "  two:\n    servers: [{address: \"10.0.0.1:80\"}, {address: \"10.0.0.2:80\"}, "
+					 "  one:\n    servers: [{address: \"127.0.0.1:1\"}]\n"
+					 "  two:\n    servers: [{address: \"127.0.0.1:1\"}, {address: \"127.0.0.2:1\"}, "
 					 "{address: \"unix:/run/x\"}]\n");
 	struct lb *lb;
 	(void)state;
@@ -313,15 +316,15 @@ static void frozen_writes_nothing(void **state)
 {
 	struct sluice_health table[1] = { 0 }, before;
 	const struct lb_options o = { .slots = table, .slot_count = 1 };
-	const struct conf *c = conf_text("version: 1\nupstreams:\n  one:\n    servers: [{address: \"10.0.0.1:80\"}]\n");
+	const struct conf *c = conf_text("version: 1\nupstreams:\n  one:\n    servers: [{address: \"127.0.0.1:1\"}]\n");
 	struct backend *b;
 	struct lb *lb;
 	(void)state;
 
 	assert_int_equal(lb_start_with(&lb, c, &o), 0);
-	b = find(lb, "10.0.0.1:80");
+	b = find(lb, "127.0.0.1:1");
 	lb_freeze(lb);
-	put_entry(&table[0], "one", "10.0.0.1:80", SLUICE_HEALTH_UP, SLUICE_ADMIN_DRAIN, 4);
+	put_entry(&table[0], "one", "127.0.0.1:1", SLUICE_HEALTH_UP, SLUICE_ADMIN_DRAIN, 4);
 	before = table[0];
 	for (int i = 0; i < 10; i++)
 		backend_note_connect_failure(b, ECONNREFUSED);
@@ -448,14 +451,14 @@ static void workers_names_reloads_and_operators_at_once(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(all_addresses_of_a_name_are_used_and_followed),
-		cmocka_unit_test(names_that_come_late_are_picked_up),
-		cmocka_unit_test(what_was_tried_is_not_tried_again),
-		cmocka_unit_test(reload_keeps_what_did_not_change),
-		cmocka_unit_test(entries_of_an_earlier_process_are_adopted_by_name),
-		cmocka_unit_test(backends_are_found_by_name),
-		cmocka_unit_test(frozen_writes_nothing),
-		cmocka_unit_test(workers_names_reloads_and_operators_at_once),
+		cmocka_unit_test_setup(all_addresses_of_a_name_are_used_and_followed, log_forget),
+		cmocka_unit_test_setup(names_that_come_late_are_picked_up, log_forget),
+		cmocka_unit_test_setup(what_was_tried_is_not_tried_again, log_forget),
+		cmocka_unit_test_setup(reload_keeps_what_did_not_change, log_forget),
+		cmocka_unit_test_setup(entries_of_an_earlier_process_are_adopted_by_name, log_forget),
+		cmocka_unit_test_setup(backends_are_found_by_name, log_forget),
+		cmocka_unit_test_setup(frozen_writes_nothing, log_forget),
+		cmocka_unit_test_setup(workers_names_reloads_and_operators_at_once, log_forget),
 	};
 
 	log_capture();

@@ -62,19 +62,23 @@ static bool slot_is(const struct sluice_health *h, const struct backend_key *key
 	       strncmp(h->backend, key->text, sizeof(h->backend)) == 0;
 }
 
+/* Takes an empty entry; atomically, as during an upgrade two processes use the table. */
+static bool slot_take(struct sluice_health *h)
+{
+	enum sluice_health_state empty = SLUICE_HEALTH_FREE, taken = SLUICE_HEALTH_UNKNOWN;
+
+	return __atomic_compare_exchange(&h->state, &empty, &taken, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+}
+
 static uint32_t slot_claim(struct lb *lb, const struct backend_key *key)
 {
-	uint32_t empty = NO_SLOT;
-
-	for (uint32_t i = 0; i < lb->slot_count; i++) {
-		if (lb->slot_used[i])
-			continue;
-		if (slot_is(&lb->slots[i], key))
+	for (uint32_t i = 0; i < lb->slot_count; i++)
+		if (!lb->slot_used[i] && slot_is(&lb->slots[i], key))
 			return i;
-		if (empty == NO_SLOT && lb->slots[i].state == SLUICE_HEALTH_FREE)
-			empty = i;
-	}
-	return empty;
+	for (uint32_t i = 0; i < lb->slot_count; i++)
+		if (!lb->slot_used[i] && slot_take(&lb->slots[i]))
+			return i;
+	return NO_SLOT;
 }
 
 void backend_reap_slots_locked(struct lb *lb)

@@ -175,8 +175,7 @@ static void names_wait(struct lb *lb)
 {
 	struct lb_table *t;
 
-	if (resolver_wait_first(lb->resolver, FIRST_ANSWERS_MS))
-		return;
+	resolver_wait_first(lb->resolver, FIRST_ANSWERS_MS);
 	t = lb_table_get(lb);
 	pthread_mutex_lock(&lb->lock);
 	for (uint32_t i = 0; i < t->n; i++)

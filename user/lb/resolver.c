@@ -16,7 +16,9 @@
 #include "base/list.h"
 #include "base/log.h"
 
-#define RETRY_MS 5000u /* after a failure, where the interval is not shorter */
+/* After a failure, where the interval is not shorter; a name that was never found holds up requests. */
+#define RETRY_MS 5000u
+#define RETRY_UNKNOWN_MS 1000u
 
 enum name_state { NAME_IDLE, NAME_BUSY, NAME_ORPHAN };
 
@@ -29,7 +31,7 @@ struct name {
 	uint64_t due;
 	enum name_state state;
 	bool asked; /* at least once */
-	bool failing;
+	bool known, failing;
 };
 
 struct resolver {
@@ -130,7 +132,7 @@ static struct name *name_new(const struct resolver_name *from, uint64_t now)
 	n->index = from->index;
 	n->owner = from->owner;
 	n->due = now;
-	n->asked = from->known;
+	n->asked = n->known = from->known;
 	return n;
 }
 
@@ -213,7 +215,7 @@ static void name_failed(struct name *n, const char *err)
 		log_warn("resolve_failed", "name=%s reason=%s", log_quote(host, sizeof(host), str_from(n->host)),
 			 log_quote(quoted, sizeof(quoted), str_from(err)));
 	n->failing = true;
-	n->due = now_ns() + MIN_OF(n->interval_ms, RETRY_MS) * NS_PER_MS;
+	n->due = now_ns() + MIN_OF(n->interval_ms, n->known ? RETRY_MS : RETRY_UNKNOWN_MS) * NS_PER_MS;
 }
 
 /* One lookup; called and returns with the lock, which is open in between. */
@@ -243,6 +245,7 @@ static void resolve(struct resolver *r, struct name *n)
 		if (n->failing)
 			log_info("resolve_works", "name=%s", log_quote(host, sizeof(host), str_from(n->host)));
 		n->failing = false;
+		n->known = true;
 		n->due = now_ns() + n->interval_ms * NS_PER_MS;
 	} else {
 		name_failed(n, count < 0 && count != -ENOENT ? strerror(-count) : err);
