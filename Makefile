@@ -48,7 +48,7 @@ bins: $(BIN)
 MAIN_OBJ := $(patsubst %.c,$(OUT)/obj/%.o,$(wildcard user/*.c))
 $(OUT)/sluice: $(MAIN_OBJ) $(OUT)/libsluice.a
 	$(call say,LINK,$@)
-	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+	$(Q)$(CC) $(LDFLAGS) -o $@.tmp $^ $(LDLIBS) && mv $@.tmp $@
 
 $(TOOLS:%=$(OUT)/%): $(OUT)/%: $(OUT)/obj/tools/%.o $(OUT)/libsluice.a
 	$(call say,LINK,$@)

@@ -34,6 +34,16 @@ static int insert(struct body *b, struct flow_sock *fs, int fd, unsigned role)
 	return r;
 }
 
+/* The source is user space's again: whatever lies there is told. */
+static void watch_source(struct body *b)
+{
+	if (b->src_quiet && conn_open(b->src)) {
+		loop_mod(b->src->loop, &b->src->watch, CONN_EVENTS);
+		b->src->readable = true;
+	}
+	b->src_quiet = false;
+}
+
 int body_sockmap_start(struct body *b, uint64_t n)
 {
 	struct sluice_counters *c = b->worker->counters;
@@ -63,7 +73,7 @@ int body_sockmap_start(struct body *b, uint64_t n)
 	r = flow_arm(&b->flow, b->worker->flows, b->src_flow, b->dst_flow, n);
 	if (r == FLOW_NOT_NOW) {
 		body_refuse(b, flow_refusal_text(b->src_flow->refusal), &c->fallback_no_memory);
-		body_sockmap_stop(b);
+		watch_source(b);
 		return 1;
 	}
 	b->flow_told = r;
@@ -112,9 +122,5 @@ void body_sockmap_stop(struct body *b)
 	account(b);
 	if (flow_disarm(&b->flow) != 0)
 		b->dst_spoiled = true;
-	if (b->src_quiet && conn_open(b->src)) {
-		loop_mod(b->src->loop, &b->src->watch, CONN_EVENTS);
-		b->src->readable = true;
-	}
-	b->src_quiet = false;
+	watch_source(b);
 }

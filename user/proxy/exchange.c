@@ -69,7 +69,7 @@ void exchange_drop_upstream(struct session *s, bool abort)
 	body_deinit(&x->response);
 	if (x->up) {
 		backend_request_end(x->up->backend);
-		upconn_close(x->up, abort);
+		upconn_close(x->up, abort || x->request.dst_spoiled);
 		x->up = NULL;
 	}
 }
@@ -375,7 +375,7 @@ bool exchange_reply(struct session *s)
 void exchange_complete(struct session *s)
 {
 	struct exchange *x = s->x;
-	bool last = x->last || !x->request_done || s->worker->draining, unread = !x->request_done;
+	bool last = x->last || !x->request_done, unread = !x->request_done;
 	struct upconn *u = x->up;
 
 	x->response_state = RESPONSE_DONE;

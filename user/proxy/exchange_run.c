@@ -170,6 +170,18 @@ static bool take_response_head(struct session *s, const struct http_head *h)
 	return true;
 }
 
+/*
+ * Nothing to read from the backend. When it refused our bytes there is nothing
+ * to wait for either: what it had sent before is read by now.
+ */
+static bool response_may_come(struct session *s)
+{
+	if (!s->x->request_dead)
+		return true;
+	upstream_died(s, "the backend closed within the request");
+	return false;
+}
+
 /* Reads and parses until a final head is there. True while the exchange goes on. */
 static bool run_response_head(struct session *s)
 {
@@ -201,14 +213,14 @@ static bool run_response_head(struct session *s)
 			return false;
 		}
 		if (!u->conn.readable)
-			break;
+			return response_may_come(s);
 		if (buf_room(&u->in) < HEAD_READ / 4 && buf_reserve(&u->in, HEAD_READ) < 0) {
 			exchange_abort(s, END_OUT_OF_MEMORY);
 			return false;
 		}
 		n = conn_read(&u->conn, buf_tail(&u->in), buf_room(&u->in));
 		if (n == -EAGAIN)
-			break;
+			return response_may_come(s);
 		if (n < 0) {
 			upstream_died(s, n == -ENODATA ? "the backend ended TLS without close_notify"
 						       : "the backend reset the connection");
