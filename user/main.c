@@ -159,11 +159,40 @@ static void stop_gracefully(struct app *a)
 	proxy_drain(a->proxy, true);
 }
 
+static bool same_text(const char *a, const char *b)
+{
+	return strcmp(a ? a : "", b ? b : "") == 0;
+}
+
+/* What a reload leaves as it is, said rather than passed over; and the log, which it does change. */
+static void reload_error_log(const struct conf *old, const struct conf *new)
+{
+	const struct {
+		const char *key, *before, *after;
+	} fixed[] = {
+		{ "pid_file", old->pid_file, new->pid_file },
+		{ "upgrade_sock", old->upgrade_sock, new->upgrade_sock },
+		{ "user", old->user, new->user },
+		{ "group", old->group, new->group },
+		{ "bpf.pin_dir", old->pin_dir, new->pin_dir },
+	};
+	int r = 0;
+
+	for (size_t i = 0; i < ARRAY_SIZE(fixed); i++)
+		if (!same_text(fixed[i].before, fixed[i].after))
+			log_warn("reload", "key=%s reason=\"changes with a restart or an upgrade\"", fixed[i].key);
+	if (new->error_log && !same_text(old->error_log, new->error_log))
+		r = log_open(new->error_log);
+	if (r < 0)
+		log_error("reopen_failed", "path=%s reason=\"%s\"", new->error_log, strerror(-r));
+}
+
 /* Reads the file again. On any error the service goes on as it was. 0 or -errno, the answer says what happened. */
 static int reload(void *ctx, struct buf *answer)
 {
 	struct app *a = ctx;
 	struct buf text = BUF_INIT;
+	struct proxy_change *change = NULL;
 	struct conf *c = NULL;
 	char err[512] = "";
 	int r;
@@ -177,10 +206,12 @@ static int reload(void *ctx, struct buf *answer)
 	if (r == 0)
 		r = conf_check_serve(c, &text);
 	if (r == 0)
-		r = proxy_reload(a->proxy, c, err, sizeof(err));
+		r = proxy_reload_prepare(&change, a->proxy, c, err, sizeof(err));
+	if (r == 0 && (r = control_reload(a->control, c, err, sizeof(err))) < 0)
+		proxy_reload_abort(&change);
 	if (r == 0) {
-		if (control_reload(a->control, c, err, sizeof(err)) < 0)
-			log_warn("reload", "reason=\"%s\"", err);
+		proxy_reload_commit(&change);
+		reload_error_log(a->conf, c);
 		kern_set_bounds(a->kern, c->splice.window, c->splice.memory);
 		conf_unref(a->conf);
 		a->conf = conf_ref(c);
@@ -312,7 +343,7 @@ static int start(struct app *a, bool complete, char *why, size_t n)
 		snprintf(why, n, "%s", strerror(-r));
 		return -1;
 	}
-	if (proxy_new(&a->proxy, c, a->kern, why, n) < 0 || control_open(&a->control, c, why, n) < 0 ||
+	if (proxy_new(&a->proxy, c, a->kern, NULL, why, n) < 0 || control_open(&a->control, c, why, n) < 0 ||
 	    privileges_drop(c->user, c->group, why, n) < 0)
 		return -1;
 	if ((r = lb_start(&a->lb, c, a->kern)) < 0) {
@@ -327,6 +358,7 @@ static int start(struct app *a, bool complete, char *why, size_t n)
 		snprintf(why, n, "admin: %s", strerror(-r));
 		return -1;
 	}
+	proxy_accept(a->proxy);
 	log_start(a);
 	return 0;
 }

@@ -13,6 +13,7 @@
 
 #define ACCEPTS_PER_TURN 64
 #define PAUSE_MS 100
+#define LAST_TURNS 16u /* of accepting, before a listener stops */
 
 /* A pause ends by the timer, which also makes up for edges that came meanwhile. */
 static void pause_accepting(struct listener *l)
@@ -31,7 +32,8 @@ static void accept_failed(struct listener *l, int err)
 	pause_accepting(l);
 }
 
-static void accept_some(struct listener *l)
+/* True when the queue may hold more. */
+static bool accept_turn(struct listener *l)
 {
 	unsigned limit = l->conf->limits.connections;
 
@@ -41,19 +43,19 @@ static void accept_some(struct listener *l)
 
 		if (limit && atomic_load_explicit(&l->address->open, memory_order_relaxed) >= limit) {
 			pause_accepting(l);
-			return;
+			return false;
 		}
 		if (fault_hit(FAULT_ACCEPT)) {
 			accept_failed(l, EMFILE);
-			return;
+			return false;
 		}
 		fd = accept4(l->watch.fd, &peer.sa, &peer.len, SOCK_NONBLOCK | SOCK_CLOEXEC);
 		if (fd < 0) {
 			if (errno == EAGAIN || errno == EWOULDBLOCK)
-				return;
+				return false;
 			if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
 				accept_failed(l, errno);
-				return;
+				return false;
 			}
 			continue; /* that connection died in the queue */
 		}
@@ -67,6 +69,13 @@ static void accept_some(struct listener *l)
 			COUNT(l->worker, accept_failures);
 		}
 	}
+	return true;
+}
+
+static void accept_some(struct listener *l)
+{
+	if (!accept_turn(l))
+		return;
 	/* Edge-triggered: what is left in the queue makes no event of its own. */
 	l->paused = true;
 	timer_set(l->worker->loop, &l->retry, loop_now(l->worker->loop));
@@ -98,36 +107,62 @@ void listener_reconfigure(struct listener *l, struct worker_site *site, unsigned
 	l->index = index;
 }
 
-int listener_new(struct worker *w, struct listener_address *a, struct worker_site *site, unsigned index)
+void listener_address_close(struct listener_address *a)
+{
+	for (unsigned i = 0; i < a->n; i++) {
+		if (a->fd[i] >= 0)
+			close(a->fd[i]);
+		a->fd[i] = -1;
+	}
+	if (!a->is_tcp && a->owns_path)
+		unlink(a->text + strlen("unix:"));
+	a->owns_path = false;
+}
+
+/* One place fewer accepts on it. */
+static void address_stopped(struct listener_address *a)
+{
+	if (atomic_fetch_sub(&a->accepting, 1) == 1 && atomic_load(&a->retired))
+		listener_address_close(a);
+}
+
+int listener_new(struct worker *w, struct listener_address *a, unsigned place, struct worker_site *site, unsigned index)
 {
 	struct listener *l = calloc(1, sizeof(*l));
-	int r;
+	int r = -ENOMEM;
 
 	if (!l)
-		return -ENOMEM;
+		goto give_up;
 	l->worker = w;
 	l->address = a;
+	l->place = place;
 	l->text = a->text;
-	l->watch = (struct watch){ .fd = a->fd[w->index % a->n], .cb = listener_event };
+	l->watch = (struct watch){ .fd = a->fd[place % a->n], .cb = listener_event };
 	l->accepting = true;
 	timer_init(&l->retry, listener_retry);
-	r = loop_add(w->loop, &l->watch, EPOLLIN | (a->is_tcp ? 0u : (uint32_t)EPOLLEXCLUSIVE));
-	if (r < 0) {
-		free(l);
-		return r;
-	}
+	r = loop_add(w->loop, &l->watch, EPOLLIN | (a->n < a->places ? (uint32_t)EPOLLEXCLUSIVE : 0u));
+	if (r < 0)
+		goto give_up;
 	listener_reconfigure(l, site, index);
 	list_push_back(&w->listeners, &l->link);
 	return 0;
+give_up:
+	free(l);
+	address_stopped(a);
+	atomic_fetch_sub(&a->refs, 1);
+	return r;
 }
 
 void listener_stop(struct listener *l)
 {
 	if (!l->accepting)
 		return;
+	for (unsigned i = 0; i < LAST_TURNS && accept_turn(l); i++)
+		;
 	l->accepting = false;
 	loop_del(l->worker->loop, &l->watch);
 	timer_remove(l->worker->loop, &l->retry);
+	address_stopped(l->address);
 }
 
 void listener_free(struct listener *l)
@@ -135,6 +170,7 @@ void listener_free(struct listener *l)
 	listener_stop(l);
 	list_unlink(&l->link);
 	worker_site_unref(l->site);
+	atomic_fetch_sub(&l->address->refs, 1);
 	free(l);
 }
 

@@ -19,11 +19,10 @@
 #include "base/log.h"
 #include "io/sock.h"
 #include "proxy/access_log.h"
+#include "proxy/addresses.h"
 #include "proxy/listener.h"
 #include "proxy/site.h"
 #include "proxy/worker_inner.h"
-
-#define BACKLOG 4096
 
 struct proxy {
 	struct kern *kern;
@@ -33,7 +32,8 @@ struct proxy {
 	struct listener_address **current; /* conf->listener_count */
 	struct worker *workers;
 	unsigned n;
-	bool started, draining;
+	bool draining;
+	struct proxy_change *first; /* until proxy_accept */
 	int drained_fd;
 	atomic_uint drained; /* workers */
 	atomic_int access_log;
@@ -81,125 +81,34 @@ static void run_message(struct task *t)
 	free(m);
 }
 
-static int post(struct worker *w, enum order order, struct message fill)
+static struct message *message_new(struct worker *w, enum order order)
 {
-	struct message *m = malloc(sizeof(*m));
+	struct message *m = calloc(1, sizeof(*m));
 
-	if (!m)
-		return -ENOMEM;
-	*m = fill;
-	m->task.run = run_message;
-	m->worker = w;
-	m->order = order;
-	loop_post(w->loop, &m->task);
-	return 0;
+	if (m) {
+		m->task.run = run_message;
+		m->worker = w;
+		m->order = order;
+	}
+	return m;
 }
 
-/* ---- addresses ---- */
-
-static void address_free(struct listener_address *a)
+/* A stopping process without memory for the order to stop has nothing better to do than to end. */
+static void order_all(struct proxy *p, enum order order, bool close_idle)
 {
-	if (!a)
-		return;
-	list_unlink(&a->link);
-	for (unsigned i = 0; i < a->n; i++)
-		if (a->fd[i] >= 0)
-			close(a->fd[i]);
-	if (strncmp(a->text, "unix:", 5) == 0 && a->owns_path)
-		unlink(a->text + 5);
-	free(a->fd);
-	free(a);
-}
+	for (unsigned i = 0; p->workers && i < p->n; i++) {
+		struct message *m;
 
-static const char *listen_hint(int err)
-{
-	switch (err) {
-	case EADDRINUSE:
-		return "another process listens there; stop it or choose another port";
-	case EACCES:
-	case EPERM:
-		return "ports below 1024 need root or CAP_NET_BIND_SERVICE";
-	case EADDRNOTAVAIL:
-		return "this host does not have that address";
-	case EMFILE:
-		return "raise the limit on open files";
-	default:
-		return "see errno";
-	}
-}
-
-static int address_new(struct listener_address **out, const struct conf_listener *c, unsigned workers, char *err,
-		       size_t errlen)
-{
-	struct listener_address *a = calloc(1, sizeof(*a));
-	struct sock_addr want = { .len = c->address.len };
-
-	if (!a)
-		return -ENOMEM;
-	list_init(&a->link);
-	memcpy(&want.ss, &c->address.ss, sizeof(want.ss));
-	a->is_tcp = sock_is_tcp(&want);
-	a->fd = calloc(workers, sizeof(*a->fd));
-	if (!a->fd) {
-		free(a);
-		return -ENOMEM;
-	}
-	snprintf(a->configured, sizeof(a->configured), "%s", c->address.text);
-	for (unsigned i = 0; i < (a->is_tcp ? workers : 1); i++) {
-		int fd = sock_listen(&want, BACKLOG, a->is_tcp);
-
-		if (fd < 0) {
-			address_free(a);
-			return fail(err, errlen, fd, "cannot listen on %s: %s; %s", c->address.text, strerror(-fd),
-				    listen_hint(-fd));
+		if (!p->workers[i].running)
+			continue;
+		m = message_new(&p->workers[i], order);
+		if (!m) {
+			log_error("out_of_memory", "what=\"order to a worker\" action=\"the process ends\"");
+			abort();
 		}
-		a->fd[a->n++] = fd;
-		if (i == 0) {
-			sock_local(fd, &want); /* a port chosen by the kernel is the same for all */
-			sock_text(a->text, &want, true);
-			a->owns_path = !a->is_tcp;
-		}
+		m->close_idle = close_idle;
+		loop_post(p->workers[i].loop, &m->task);
 	}
-	*out = a;
-	return 0;
-}
-
-/* The addresses of conf, old ones kept. On failure nothing that was there is touched. */
-static int addresses_for(struct proxy *p, const struct conf *conf, struct listener_address ***out, char *err,
-			 size_t errlen)
-{
-	struct listener_address **list = calloc(conf->listener_count ? conf->listener_count : 1, sizeof(*list));
-	struct list *it, *next;
-	int r = 0;
-
-	if (!list)
-		return -ENOMEM;
-	for (uint32_t i = 0; i < conf->listener_count && r == 0; i++) {
-		list_for_each_safe(it, next, &p->addresses) {
-			struct listener_address *a = list_entry(it, struct listener_address, link);
-			if (strcmp(a->configured, conf->listeners[i].address.text) == 0)
-				list[i] = a;
-		}
-		if (!list[i]) {
-			r = address_new(&list[i], &conf->listeners[i], p->n, err, errlen);
-			if (r == 0) {
-				list_push_back(&p->addresses, &list[i]->link);
-				list[i]->fresh = true;
-			}
-		}
-	}
-	list_for_each_safe(it, next, &p->addresses) {
-		struct listener_address *a = list_entry(it, struct listener_address, link);
-		if (r < 0 && a->fresh)
-			address_free(a);
-		else
-			a->fresh = false;
-	}
-	if (r < 0)
-		free(list);
-	else
-		*out = list;
-	return r;
 }
 
 /* ---- life ---- */
@@ -211,25 +120,30 @@ static unsigned listener_port(const struct listener_address *a)
 	return sock_local(a->fd[0], &bound) == 0 ? sock_port(&bound) : 0;
 }
 
-static int open_access_log(struct proxy *p, const struct conf *conf, char *err, size_t errlen)
+/* The access log that conf names; /dev/null where it names none. A descriptor or -errno. */
+static int open_access_log(const struct conf *conf, char *err, size_t errlen)
 {
-	int fd, cur = atomic_load(&p->access_log);
+	const char *path = conf->access_log.path ? conf->access_log.path : "/dev/null";
+	int fd = access_log_open(path);
 
-	if (!conf->access_log.path)
-		return 0;
-	fd = access_log_open(conf->access_log.path);
-	if (fd < 0)
-		return fail(err, errlen, fd, "cannot open access log %s: %s", conf->access_log.path, strerror(-fd));
+	return fd < 0 ? fail(err, errlen, fd, "cannot open access log %s: %s", path, strerror(-fd)) : fd;
+}
+
+/* Under the number that the workers know, so that none of them writes to a closed one. */
+static void use_access_log(struct proxy *p, int fd)
+{
+	int cur = atomic_load(&p->access_log);
+
 	if (cur < 0) {
 		atomic_store(&p->access_log, fd);
-		return 0;
+		return;
 	}
 	dup3(fd, cur, O_CLOEXEC);
 	close(fd);
-	return 0;
 }
 
-int proxy_new(struct proxy **out, const struct conf *conf, struct kern *k, char *err, size_t errlen)
+int proxy_new(struct proxy **out, const struct conf *conf, struct kern *k, struct handed *handed, char *err,
+	      size_t errlen)
 {
 	struct proxy *p = calloc(1, sizeof(*p));
 	int r;
@@ -242,9 +156,11 @@ int proxy_new(struct proxy **out, const struct conf *conf, struct kern *k, char 
 	p->drained_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	p->access_log = -1;
 	list_init(&p->addresses);
-	r = open_access_log(p, conf, err, errlen);
-	if (r == 0)
-		r = addresses_for(p, conf, &p->current, err, errlen);
+	r = open_access_log(conf, err, errlen);
+	if (r >= 0) {
+		use_access_log(p, r);
+		r = addresses_for(&p->addresses, conf, p->n, handed, &p->current, err, errlen);
+	}
 	if (r < 0) {
 		proxy_stop(&p);
 		return r;
@@ -267,36 +183,80 @@ static void *worker_main(void *arg)
 	return NULL;
 }
 
-static struct listener_address **copy_addresses(const struct proxy *p, struct listener_address **list, uint32_t n)
-{
-	struct listener_address **copy = calloc(n ? n : 1, sizeof(*copy));
+struct proxy_change {
+	struct proxy *proxy;
+	const struct conf *conf; /* one reference */
+	struct listener_address **addresses;
+	int access_log;
+	bool applied;		 /* lb has gone over already */
+	struct message *message[]; /* one per worker */
+};
 
-	(void)p;
-	if (copy && n)
-		memcpy(copy, list, n * sizeof(*copy));
-	return copy;
+static void change_free(struct proxy_change *c)
+{
+	for (unsigned i = 0; i < c->proxy->n; i++) {
+		if (!c->message[i])
+			continue;
+		worker_site_unref(c->message[i]->site);
+		free(c->message[i]->addresses);
+		free(c->message[i]);
+	}
+	if (c->access_log >= 0)
+		close(c->access_log);
+	free(c->addresses);
+	conf_unref(c->conf);
+	free(c);
 }
 
-/* Everything the workers need is made first; only then any of them is told. */
-static int switch_site(struct proxy *p, struct site *site, struct listener_address **addresses)
+static struct proxy_change *change_new(struct proxy *p, const struct conf *conf)
 {
-	struct message *m = calloc(p->n, sizeof(*m));
-	int r = m ? 0 : -ENOMEM;
+	struct proxy_change *c = calloc(1, sizeof(*c) + p->n * sizeof(c->message[0]));
 
-	for (unsigned i = 0; i < p->n && r == 0; i++) {
-		r = worker_site_new(&m[i].site, site, i);
-		m[i].addresses = copy_addresses(p, addresses, site->conf->listener_count);
-		if (!m[i].addresses)
-			r = -ENOMEM;
+	if (!c)
+		return NULL;
+	c->proxy = p;
+	c->conf = conf_ref(conf);
+	c->access_log = -1;
+	return c;
+}
+
+/* The orders for the workers, with everything they will need. */
+static int change_address_workers(struct proxy_change *c, struct site *site)
+{
+	uint32_t n = site->conf->listener_count;
+
+	for (unsigned i = 0; i < c->proxy->n; i++) {
+		struct message *m = c->message[i] = message_new(&c->proxy->workers[i], ORDER_APPLY);
+		int r = m ? worker_site_new(&m->site, site, i) : -ENOMEM;
+
+		if (r == 0)
+			m->addresses = calloc(n + 1, sizeof(*m->addresses));
+		if (r < 0 || !m->addresses)
+			return r < 0 ? r : -ENOMEM;
+		memcpy(m->addresses, c->addresses, n * sizeof(*m->addresses));
 	}
-	for (unsigned i = 0; m && i < p->n; i++) {
-		if (r == 0 && post(&p->workers[i], ORDER_APPLY, m[i]) == 0)
-			continue;
-		worker_site_unref(m[i].site);
-		free(m[i].addresses);
+	return 0;
+}
+
+/* Frees the change; the messages are the workers' then. */
+static void change_send(struct proxy_change *c)
+{
+	for (unsigned i = 0; i < c->proxy->n; i++) {
+		struct message *m = c->message[i];
+
+		c->message[i] = NULL;
+		loop_post(m->worker->loop, &m->task);
 	}
-	free(m);
-	return r;
+	change_free(c);
+}
+
+static struct listener_address **copy_addresses(struct listener_address **list, uint32_t n)
+{
+	struct listener_address **copy = calloc(n + 1, sizeof(*copy));
+
+	if (copy)
+		memcpy(copy, list, n * sizeof(*copy));
+	return copy;
 }
 
 int proxy_start(struct proxy *p, struct lb *lb, char *err, size_t errlen)
@@ -307,15 +267,17 @@ int proxy_start(struct proxy *p, struct lb *lb, char *err, size_t errlen)
 
 	p->lb = lb;
 	p->workers = calloc(p->n, sizeof(*p->workers));
-	if (!p->workers)
+	p->first = change_new(p, p->conf);
+	if (!p->workers || !p->first)
 		return fail(err, errlen, -ENOMEM, "out of memory");
+	p->first->addresses = copy_addresses(p->current, p->conf->listener_count);
 	r = site_new(&site, p->conf, lb, err, errlen);
 	if (r < 0)
 		return r;
 	for (unsigned i = 0; i < p->n && r == 0; i++)
 		r = worker_init(&p->workers[i], p, i, p->kern);
 	if (r == 0)
-		r = switch_site(p, site, p->current);
+		r = p->first->addresses ? change_address_workers(p->first, site) : -ENOMEM;
 	site_unref(site);
 	if (r < 0)
 		return fail(err, errlen, r, "cannot prepare the workers: %s", strerror(-r));
@@ -329,69 +291,120 @@ int proxy_start(struct proxy *p, struct lb *lb, char *err, size_t errlen)
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
 	if (r < 0)
 		return fail(err, errlen, r, "cannot start a worker thread: %s", strerror(-r));
-	p->started = true;
-	for (uint32_t i = 0; i < p->conf->listener_count; i++)
-		log_info("listening", "listener=%s port=%u workers=%u tls=%s", p->current[i]->text,
-			 listener_port(p->current[i]), p->n, p->conf->listeners[i].tls.enabled ? "yes" : "no");
 	return 0;
 }
 
-int proxy_reload(struct proxy *p, const struct conf *conf, char *err, size_t errlen)
+void proxy_accept(struct proxy *p)
 {
-	struct listener_address **addresses = NULL;
-	struct list *it, *next;
+	struct proxy_change *first = p->first;
+
+	p->first = NULL;
+	change_send(first);
+	addresses_settle(&p->addresses, p->current, p->conf->listener_count);
+	for (uint32_t i = 0; i < p->conf->listener_count; i++)
+		log_info("listening", "listener=%s port=%u workers=%u tls=%s", p->current[i]->text,
+			 listener_port(p->current[i]), p->n, p->conf->listeners[i].tls.enabled ? "yes" : "no");
+}
+
+static int change_prepare(struct proxy_change *c, char *err, size_t errlen)
+{
+	struct proxy *p = c->proxy;
 	struct site *site;
 	int r;
 
-	if (conf->threads != p->n)
-		log_warn("reload", "threads=%u reason=\"the number of threads changes with a restart or an upgrade\"", p->n);
-	r = addresses_for(p, conf, &addresses, err, errlen);
+	r = addresses_for(&p->addresses, c->conf, p->n, NULL, &c->addresses, err, errlen);
 	if (r < 0)
 		return r;
-	r = lb_apply(p->lb, conf);
+	r = c->access_log = open_access_log(c->conf, err, errlen);
 	if (r < 0)
-		goto undo;
-	r = site_new(&site, conf, p->lb, err, errlen);
-	if (r < 0) {
-		lb_apply(p->lb, p->conf);
-		goto undo;
-	}
-	r = switch_site(p, site, addresses);
+		return r;
+	r = lb_apply(p->lb, c->conf);
+	if (r < 0)
+		return fail(err, errlen, r, "upstreams: %s", strerror(-r));
+	c->applied = true;
+	r = site_new(&site, c->conf, p->lb, err, errlen);
+	if (r < 0)
+		return r;
+	r = change_address_workers(c, site);
 	site_unref(site);
-	if (r < 0) {
-		lb_apply(p->lb, p->conf);
-		fail(err, errlen, r, "out of memory");
-		goto undo;
-	}
-	if (open_access_log(p, conf, err, errlen) < 0)
-		log_warn("reload", "reason=\"%s\"", err);
-	conf_unref(p->conf);
-	p->conf = conf_ref(conf);
-	free(p->current);
-	p->current = addresses;
-	return 0;
-undo:
-	/* What was opened for nothing is closed again; nobody has seen it. */
-	list_for_each_safe(it, next, &p->addresses) {
-		struct listener_address *a = list_entry(it, struct listener_address, link);
-		bool old = false;
+	return r < 0 ? fail(err, errlen, r, "%s", strerror(-r)) : 0;
+}
 
-		for (uint32_t i = 0; i < p->conf->listener_count; i++)
-			old |= p->current[i] == a;
-		if (!old)
-			address_free(a);
+int proxy_reload_prepare(struct proxy_change **out, struct proxy *p, const struct conf *conf, char *err, size_t errlen)
+{
+	struct proxy_change *c = change_new(p, conf);
+	int r;
+
+	*out = NULL;
+	if (!c)
+		return fail(err, errlen, -ENOMEM, "out of memory");
+	r = change_prepare(c, err, errlen);
+	if (r < 0) {
+		proxy_reload_abort(&c);
+		return r;
 	}
-	free(addresses);
-	if (!err[0])
-		fail(err, errlen, r, "%s", strerror(-r));
-	return r;
+	*out = c;
+	return 0;
+}
+
+void proxy_reload_abort(struct proxy_change **change)
+{
+	struct proxy_change *c = *change;
+
+	*change = NULL;
+	if (!c)
+		return;
+	if (c->applied && lb_apply(c->proxy->lb, c->proxy->conf) < 0)
+		log_error("reload_failed", "reason=\"the old upstreams could not be restored\"");
+	addresses_forget_fresh(&c->proxy->addresses);
+	change_free(c);
+}
+
+void proxy_reload_commit(struct proxy_change **change)
+{
+	struct proxy_change *c = *change;
+	struct proxy *p = c->proxy;
+
+	*change = NULL;
+	if (c->conf->threads != p->n)
+		log_warn("reload", "threads=%u reason=\"the number of threads changes with a restart or an upgrade\"", p->n);
+	use_access_log(p, c->access_log);
+	c->access_log = -1;
+	free(p->current);
+	p->current = c->addresses;
+	c->addresses = NULL;
+	conf_unref(p->conf);
+	p->conf = conf_ref(c->conf);
+	addresses_settle(&p->addresses, p->current, p->conf->listener_count);
+	change_send(c);
+}
+
+int proxy_collect(const struct proxy *p, struct handed *set)
+{
+	for (uint32_t i = 0; i < p->conf->listener_count; i++) {
+		const struct listener_address *a = p->current[i];
+
+		for (unsigned k = 0; k < a->n; k++)
+			if (handed_add(set, a->fd[k], HANDED_LISTENER, a->owns_path ? HANDED_OWNS_PATH : 0, a->configured) < 0)
+				return -ENOMEM;
+	}
+	return 0;
+}
+
+void proxy_disown_paths(struct proxy *p)
+{
+	for (uint32_t i = 0; i < p->conf->listener_count; i++)
+		p->current[i]->owns_path = false;
 }
 
 void proxy_drain(struct proxy *p, bool close_idle)
 {
+	struct list *it, *next;
+
 	p->draining = true;
-	for (unsigned i = 0; i < p->n; i++)
-		post(&p->workers[i], ORDER_DRAIN, (struct message){ .close_idle = close_idle });
+	list_for_each_safe(it, next, &p->addresses)
+		atomic_store(&list_entry(it, struct listener_address, link)->retired, true);
+	order_all(p, ORDER_DRAIN, close_idle);
 }
 
 void proxy_worker_drained(struct proxy *p)
@@ -410,22 +423,20 @@ int proxy_drained_fd(const struct proxy *p)
 void proxy_stop(struct proxy **pp)
 {
 	struct proxy *p = *pp;
-	struct list *it, *next;
 
 	*pp = NULL;
 	if (!p)
 		return;
-	for (unsigned i = 0; p->workers && i < p->n; i++)
-		if (p->workers[i].running)
-			post(&p->workers[i], ORDER_END, (struct message){ 0 });
+	if (p->first)
+		change_free(p->first);
+	order_all(p, ORDER_END, false);
 	for (unsigned i = 0; p->workers && i < p->n; i++)
 		if (p->workers[i].running)
 			pthread_join(p->workers[i].thread, NULL);
 	for (unsigned i = 0; p->workers && i < p->n; i++)
 		worker_deinit(&p->workers[i]);
 	free(p->workers);
-	list_for_each_safe(it, next, &p->addresses)
-		address_free(list_entry(it, struct listener_address, link));
+	addresses_free(&p->addresses);
 	free(p->current);
 	if (p->access_log >= 0)
 		close(p->access_log);
@@ -437,11 +448,14 @@ void proxy_stop(struct proxy **pp)
 int proxy_reopen_logs(struct proxy *p)
 {
 	char err[256] = "";
-	int r = open_access_log(p, p->conf, err, sizeof(err));
+	int r = open_access_log(p->conf, err, sizeof(err));
 
-	if (r < 0)
+	if (r < 0) {
 		log_error("reopen_failed", "reason=\"%s\"", err);
-	return r;
+		return r;
+	}
+	use_access_log(p, r);
+	return 0;
 }
 
 atomic_int *proxy_access_log_fd(struct proxy *p)

@@ -27,6 +27,7 @@
 #include "proxy/worker.h"
 
 #define HEAD_READ 4096u
+#define DRAIN_FIRST_MS 1000u /* for a first request, when the process stops */
 
 static const char *const state_names[] = {
 #define X(name, text) [SESSION_##name] = text,
@@ -197,6 +198,15 @@ static bool step_handshake(struct session *s)
 	return true;
 }
 
+/* Nothing to read. A request that is here already is never crossed by a close; one that is on its way may be. */
+static bool head_waits(struct session *s)
+{
+	buf_release_if_empty(&s->in);
+	if (s->worker->close_idle && s->in.len == 0 && s->requests)
+		session_close(s, false);
+	return false;
+}
+
 static bool step_head(struct session *s)
 {
 	const struct conf_listener *l = s->listener->conf;
@@ -217,14 +227,12 @@ static bool step_head(struct session *s)
 			return s->state != SESSION_CLOSED;
 		}
 	}
-	if (s->client.eof || s->client.failed || (s->worker->draining && s->in.len == 0 && s->requests)) {
+	if (s->client.eof || s->client.failed) {
 		session_close(s, false);
 		return false;
 	}
-	if (!s->client.readable) {
-		buf_release_if_empty(&s->in);
-		return false;
-	}
+	if (!s->client.readable && !s->worker->close_idle)
+		return head_waits(s);
 	if (buf_room(&s->in) < HEAD_READ / 4 && buf_reserve(&s->in, HEAD_READ) < 0) {
 		session_close(s, false);
 		return false;
@@ -236,10 +244,8 @@ static bool step_head(struct session *s)
 		buf_commit(&s->in, (size_t)n);
 		return true;
 	}
-	if (n == -EAGAIN) {
-		buf_release_if_empty(&s->in);
-		return false;
-	}
+	if (n == -EAGAIN)
+		return head_waits(s);
 	if (n < 0)
 		session_close(s, false);
 	return n == 0;
@@ -335,10 +341,16 @@ void session_kill(struct session *s, enum session_end why)
 		session_close(s, false);
 }
 
-void session_drain(struct session *s, bool close_idle)
+void session_drain(struct session *s)
 {
-	if (s->state == SESSION_LINGER || (close_idle && s->state == SESSION_HEAD && s->in.len == 0))
-		session_close(s, false);
+	if (s->state != SESSION_HEAD || s->in.len)
+		return;
+	/* An edge may be on its way to us: look, rather than believe that nothing is there. */
+	s->client.readable = true;
+	session_event(s);
+	/* Somebody who has just connected is about to ask. */
+	if (s->state == SESSION_HEAD && s->in.len == 0 && s->requests == 0)
+		timer_set(s->worker->loop, &s->timer, loop_now(s->worker->loop) + DRAIN_FIRST_MS * NS_PER_MS);
 }
 
 int session_new(struct worker *w, struct listener *l, int fd, const struct sock_addr *peer)

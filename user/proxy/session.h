@@ -126,8 +126,8 @@ int session_new(struct worker *w, struct listener *l, int fd, const struct sock_
 void session_event(struct session *s);
 /* Ends it now; a response under way is cut visibly. */
 void session_kill(struct session *s, enum session_end why);
-/* The worker drains: an idle session ends now (close_idle), others after their response. */
-void session_drain(struct session *s, bool close_idle);
+/* The worker drains and wants idle sessions gone: ends it if it waits for a request and none has arrived. */
+void session_drain(struct session *s);
 
 const char *session_state_name(enum session_state st);
 const char *session_end_name(enum session_end e);

@@ -10,6 +10,7 @@
 #include "proxy/access_log.h"
 #include "proxy/exchange.h"
 #include "proxy/listener.h"
+#include "proxy/proxy.h"
 #include "proxy/worker_inner.h"
 
 #define TICK_MS 250
@@ -112,16 +113,33 @@ int worker_init(struct worker *w, struct proxy *p, unsigned index, struct kern *
 	return timer_set(w->loop, &w->tick, loop_now(w->loop) + TICK_MS * NS_PER_MS);
 }
 
-static struct listener *find_listener(struct worker *w, const struct listener_address *a)
+static struct listener *find_listener(struct worker *w, const struct listener_address *a, unsigned place)
 {
 	struct list *it, *next;
 
 	list_for_each_safe(it, next, &w->listeners) {
 		struct listener *l = list_entry(it, struct listener, link);
-		if (l->address == a && l->accepting)
+		if (l->address == a && l->place == place && l->accepting)
 			return l;
 	}
 	return NULL;
+}
+
+/* The worker's places at an address: kept, or taken. */
+static void apply_address(struct worker *w, struct listener_address *a, struct worker_site *site, uint32_t index)
+{
+	for (unsigned place = w->index; place < a->places; place += proxy_workers(w->proxy)) {
+		struct listener *l = find_listener(w, a, place);
+		int r = 0;
+
+		if (l)
+			listener_reconfigure(l, site, index);
+		else
+			r = listener_new(w, a, place, site, index);
+		if (r < 0)
+			log_error("listen_failed", "listener=%s worker=%u errno=%d reason=\"%s\"", a->text, w->index, -r,
+				  strerror(-r));
+	}
 }
 
 void worker_apply(struct worker *w, struct worker_site *site, struct listener_address **addresses)
@@ -132,18 +150,8 @@ void worker_apply(struct worker *w, struct worker_site *site, struct listener_ad
 
 	w->site = site;
 	w->conf = conf;
-	for (uint32_t i = 0; i < conf->listener_count; i++) {
-		struct listener *l = find_listener(w, addresses[i]);
-		int r = 0;
-
-		if (l)
-			listener_reconfigure(l, site, i);
-		else if (!w->draining)
-			r = listener_new(w, addresses[i], site, i);
-		if (r < 0)
-			log_error("listen_failed", "listener=%s worker=%u errno=%d reason=\"%s\"", addresses[i]->text,
-				  w->index, -r, strerror(-r));
-	}
+	for (uint32_t i = 0; i < conf->listener_count; i++)
+		apply_address(w, addresses[i], site, i);
 	list_for_each_safe(it, next, &w->listeners) {
 		struct listener *l = list_entry(it, struct listener, link);
 
@@ -161,6 +169,7 @@ void worker_drain(struct worker *w, bool close_idle)
 	struct list *it, *next;
 
 	w->draining = true;
+	w->close_idle = close_idle;
 	list_for_each_safe(it, next, &w->listeners) {
 		struct listener *l = list_entry(it, struct listener, link);
 		listener_stop(l);
@@ -168,8 +177,9 @@ void worker_drain(struct worker *w, bool close_idle)
 			listener_free(l);
 	}
 	upconn_close_idle(w);
-	list_for_each_safe(it, next, &w->sessions)
-		session_drain(list_entry(it, struct session, link), close_idle);
+	if (close_idle)
+		list_for_each_safe(it, next, &w->sessions)
+			session_drain(list_entry(it, struct session, link));
 	access_log_flush(w);
 	worker_session_gone(w);
 }
@@ -188,6 +198,8 @@ void worker_end(struct worker *w)
 	struct list *it, *next;
 
 	w->draining = w->drained_told = true;
+	list_for_each_safe(it, next, &w->listeners)
+		listener_stop(list_entry(it, struct listener, link));
 	list_for_each_safe(it, next, &w->sessions)
 		session_kill(list_entry(it, struct session, link), END_SHUTDOWN);
 	list_for_each_safe(it, next, &w->listeners)

@@ -64,7 +64,8 @@ struct worker {
 	struct list listeners; /* struct listener */
 	struct list sessions;  /* struct session, all of them */
 	unsigned session_count;
-	bool draining; /* no new requests; see worker_drain */
+	bool draining;	 /* every response says Connection: close */
+	bool close_idle; /* ... and who waits for a next request is closed */
 	bool drained_told;
 
 	struct list pools[WORKER_POOL_BUCKETS]; /* struct pool, see upconn.c */
