@@ -133,9 +133,8 @@ static void shares_follow_weights(void **state)
 		enum conf_balance policy;
 		double tolerance; /* of the share */
 	} rows[] = {
-		{ CONF_BALANCE_ROUND_ROBIN, 0.001 }, { CONF_BALANCE_RANDOM, 0.05 },
-		{ CONF_BALANCE_LEAST_CONN, 0.001 },  { CONF_BALANCE_FNV, 0.05 },
-		{ CONF_BALANCE_KETAMA, 0.25 },	     { CONF_BALANCE_MAGLEV, 0.05 },
+		{ CONF_BALANCE_ROUND_ROBIN, 0.001 }, { CONF_BALANCE_RANDOM, 0.05 }, { CONF_BALANCE_LEAST_CONN, 0.001 },
+		{ CONF_BALANCE_FNV, 0.05 },          { CONF_BALANCE_KETAMA, 0.25 }, { CONF_BALANCE_MAGLEV, 0.05 },
 	};
 	static const uint32_t weights[4] = { 4, 2, 1, 1 };
 	const unsigned total = 40000;

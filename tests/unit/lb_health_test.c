@@ -12,7 +12,7 @@ struct origin {
 	pthread_t thread;
 	int fd;
 	unsigned port;
-	struct tls_ctx *tls;		/* NULL: plain */
+	struct tls_ctx *tls;            /* NULL: plain */
 	_Atomic(const char *) response; /* NULL: never answers */
 	atomic_bool stop;
 	atomic_uint seen;

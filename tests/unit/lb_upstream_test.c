@@ -88,7 +88,8 @@ static const char *choices(struct upstream_view *v, int n)
 	return text;
 }
 
-#define NAMED "version: 1\nupstreams:\n  one:\n    servers: [{address: \"app.example:1\"}]\n    resolve_interval: 100ms\n"
+#define NAMED \
+	"version: 1\nupstreams:\n  one:\n    servers: [{address: \"app.example:1\"}]\n    resolve_interval: 100ms\n"
 
 /* ---- tests ---- */
 
@@ -238,8 +239,8 @@ static void reload_keeps_what_did_not_change(void **state)
 	conf_unref(d);
 }
 
-static void put_entry(struct sluice_health *h, const char *upstream, const char *backend, uint32_t state, uint32_t admin,
-		      uint32_t weight)
+static void put_entry(struct sluice_health *h, const char *upstream, const char *backend, uint32_t state,
+		      uint32_t admin, uint32_t weight)
 {
 	snprintf(h->upstream, sizeof(h->upstream), "%s", upstream);
 	snprintf(h->backend, sizeof(h->backend), "%s", backend);
@@ -284,15 +285,24 @@ static void backends_are_found_by_name(void **state)
 		const char *name;
 		int want;
 	} rows[] = {
-		{ "one/127.0.0.1:1", 0 }, { "two/127.0.0.1:1", 0 },  { "127.0.0.1:1", 2 },  { "127.0.0.2:1", 0 },
-		{ "unix:/run/x", 0 },	  { "two/unix:/run/x", 0 },  { "one/unix:/run/x", 1 }, { "one/", 1 },
-		{ "", 1 },		  { "three/127.0.0.1:1", 1 }, { "127.0.0.1", 1 },
+		{ "one/127.0.0.1:1", 0 },
+		{ "two/127.0.0.1:1", 0 },
+		{ "127.0.0.1:1", 2 },
+		{ "127.0.0.2:1", 0 },
+		{ "unix:/run/x", 0 },
+		{ "two/unix:/run/x", 0 },
+		{ "one/unix:/run/x", 1 },
+		{ "one/", 1 },
+		{ "", 1 },
+		{ "three/127.0.0.1:1", 1 },
+		{ "127.0.0.1", 1 },
 	};
 	const struct lb_options o = { 0 };
-	const struct conf *c = conf_text("version: 1\nupstreams:\n"
-					 "  one:\n    servers: [{address: \"127.0.0.1:1\"}]\n"
-					 "  two:\n    servers: [{address: \"127.0.0.1:1\"}, {address: \"127.0.0.2:1\"}, "
-					 "{address: \"unix:/run/x\"}]\n");
+	const struct conf *c =
+		conf_text("version: 1\nupstreams:\n"
+			  "  one:\n    servers: [{address: \"127.0.0.1:1\"}]\n"
+			  "  two:\n    servers: [{address: \"127.0.0.1:1\"}, {address: \"127.0.0.2:1\"}, "
+			  "{address: \"unix:/run/x\"}]\n");
 	struct lb *lb;
 	(void)state;
 
@@ -411,10 +421,11 @@ static void workers_names_reloads_and_operators_at_once(void **state)
 	(void)state;
 
 	for (int i = 0; i < 2; i++)
-		c[i] = conf_text("version: 1\nthreads: 4\nupstreams:\n  one:\n    balance: %s\n    resolve_interval: 100ms\n"
-				 "    servers: [{address: \"127.0.0.1:%u\"}, {address: \"app.example:%u\", weight: %d}]\n"
-				 "    health_check: {type: tcp, interval: 10ms, timeout: 5s}\n",
-				 i ? "maglev" : "least_conn", port, port, i + 1);
+		c[i] = conf_text(
+			"version: 1\nthreads: 4\nupstreams:\n  one:\n    balance: %s\n    resolve_interval: 100ms\n"
+			"    servers: [{address: \"127.0.0.1:%u\"}, {address: \"app.example:%u\", weight: %d}]\n"
+			"    health_check: {type: tcp, interval: 10ms, timeout: 5s}\n",
+			i ? "maglev" : "least_conn", port, port, i + 1);
 	dns_set("127.0.0.2 127.0.0.3");
 	log_set_level("error");
 	assert_int_equal(lb_start_with(&lb, c[0], &o), 0);

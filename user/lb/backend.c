@@ -51,7 +51,8 @@ static bool same_text(const char *a, const char *b)
 
 static uint32_t bucket_of(const char *upstream, const char *text)
 {
-	return (uint32_t)(hash_u64(hash_bytes(upstream, strlen(upstream)) + hash_bytes(text, strlen(text))) % LB_BUCKETS);
+	return (uint32_t)(hash_u64(hash_bytes(upstream, strlen(upstream)) + hash_bytes(text, strlen(text))) %
+			  LB_BUCKETS);
 }
 
 /* ---- entries of the health table ---- */
@@ -105,8 +106,10 @@ static int slot_attach(struct lb *lb, struct backend *b, const struct backend_ke
 		if (!b->health)
 			return -ENOMEM;
 		if (lb->slots && !lb->slots_full_told) {
-			log_warn("health_table_full", "backend=%s reason=\"%u entries; further backends work but are not "
-				 "visible in the map\"", b->text, lb->slot_count);
+			log_warn("health_table_full",
+				 "backend=%s reason=\"%u entries; further backends work but are not "
+				 "visible in the map\"",
+				 b->text, lb->slot_count);
 			lb->slots_full_told = true;
 		}
 	} else {

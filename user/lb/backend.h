@@ -43,13 +43,13 @@ struct backend {
 
 	/* Written for each request, so on lines of their own. */
 	_Alignas(64) atomic_uint refs;
-	atomic_uint active;		/* requests running there now */
-	atomic_uint connections;	/* open connections, idle ones too */
-	atomic_uint_fast64_t requests;	/* since start */
+	atomic_uint active;            /* requests running there now */
+	atomic_uint connections;       /* open connections, idle ones too */
+	atomic_uint_fast64_t requests; /* since start */
 
 	/* Private to lb. */
-	struct backend *next; /* registry; under lb's lock */
-	uint32_t slot;	      /* in the health table; UINT32_MAX: the table was full, memory of its own */
+	struct backend *next;       /* registry; under lb's lock */
+	uint32_t slot;              /* in the health table; UINT32_MAX: the table was full, memory of its own */
 	struct health_check *check; /* the health thread's */
 };
 

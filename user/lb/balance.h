@@ -28,7 +28,7 @@ struct balancer {
 	enum conf_balance policy;
 	uint32_t n;
 	const struct str *names; /* borrowed: n of them */
-	int64_t *current;	 /* n, round robin */
+	int64_t *current;        /* n, round robin */
 	uint64_t rand;
 	struct balance_ring *ring; /* ketama, maglev; NULL until built */
 };

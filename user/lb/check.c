@@ -71,7 +71,8 @@ static enum step step_handshake(struct check *c)
 		if (r > 0)
 			return STEP_WAIT;
 		if (r < 0)
-			return fail(c, "tls %s: %s", tls_failure_name(tls_failure(c->conn.tls)), tls_reason(c->conn.tls));
+			return fail(c, "tls %s: %s", tls_failure_name(tls_failure(c->conn.tls)),
+				    tls_reason(c->conn.tls));
 	}
 	if (c->plan.request.n == 0)
 		return STEP_PASSED;
@@ -104,7 +105,8 @@ static enum step judge(struct check *c)
 
 	http_head_init(&head, fields, FIELDS_MAX);
 	for (;;) {
-		int r = http_parse_response(buf_data(&c->in), c->in.len, &c->scan, &limits, HTTP_M_GET, &head, &verdict);
+		int r = http_parse_response(buf_data(&c->in), c->in.len, &c->scan, &limits, HTTP_M_GET, &head,
+					    &verdict);
 
 		if (r == HTTP_MORE)
 			return STEP_GO_ON;
@@ -154,8 +156,11 @@ static enum step (*const steps[_CHECK_PHASE_MAX])(struct check *) = {
 };
 
 static const char *const phase_names[_CHECK_PHASE_MAX] = {
-	[CHECK_IDLE] = "idle",		    [CHECK_CONNECT] = "connect", [CHECK_HANDSHAKE] = "tls handshake",
-	[CHECK_SEND] = "sending a request", [CHECK_READ] = "response",
+	[CHECK_IDLE] = "idle",
+	[CHECK_CONNECT] = "connect",
+	[CHECK_HANDSHAKE] = "tls handshake",
+	[CHECK_SEND] = "sending a request",
+	[CHECK_READ] = "response",
 };
 
 /*

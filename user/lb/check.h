@@ -29,7 +29,7 @@ struct check_plan {
 	struct sock_addr addr;
 	struct tls_ctx *tls; /* NULL: plain */
 	const char *tls_name;
-	struct str request;			  /* empty: no HTTP, a connection is enough */
+	struct str request;                     /* empty: no HTTP, a connection is enough */
 	const struct conf_health_check *expect; /* statuses, with a request */
 	uint64_t timeout_ns;
 };

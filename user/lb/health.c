@@ -28,7 +28,7 @@
 #define CHECKS_AT_A_TIME 256u
 #define TICK_NS NS_PER_S
 #define PROBE_NS NS_PER_S /* interval and timeout of the probe without a health_check */
-#define REAP_TICK 5u	  /* when the names are known; */
+#define REAP_TICK 5u      /* when the names are known; */
 #define REAP_TICK_LATEST 60u
 
 struct health {
@@ -43,7 +43,7 @@ struct health {
 	struct list checks; /* all */
 	struct list queue;  /* due, waiting for a place */
 	unsigned running;
-	uint32_t epoch;	  /* of the last look at the table */
+	uint32_t epoch;   /* of the last look at the table */
 	uint32_t version; /* of lb's sets at that time */
 	uint64_t rand;
 };
@@ -54,8 +54,8 @@ struct health_check {
 	struct defer defer;
 	struct list link, queue;
 	struct health *h;
-	struct backend *b;		  /* one reference */
-	struct upstream *u;		  /* one reference */
+	struct backend *b;                /* one reference */
+	struct upstream *u;               /* one reference */
 	const struct conf_server *server; /* of u */
 	uint32_t weight, epoch;
 	struct buf request;
@@ -421,7 +421,8 @@ static void look_at_members(struct health *h)
 		backend_unref(all[i].member.backend);
 	}
 	free(all);
-	list_for_each_safe(it, tmp, &h->checks) {
+	list_for_each_safe(it, tmp, &h->checks)
+	{
 		struct health_check *c = list_entry(it, struct health_check, link);
 
 		if (c->epoch != h->epoch)
@@ -437,7 +438,8 @@ static void look(struct health *h)
 
 	if (atomic_load(&h->lb->version) != h->version)
 		look_at_members(h);
-	list_for_each_safe(it, tmp, &h->checks) {
+	list_for_each_safe(it, tmp, &h->checks)
+	{
 		struct health_check *c = list_entry(it, struct health_check, link);
 
 		notice_operator(c);
@@ -553,8 +555,7 @@ void health_stop(struct health *h)
 
 	loop_post(h->loop, &h->stop);
 	pthread_join(h->thread, NULL);
-	list_for_each_safe(it, tmp, &h->checks)
-		health_check_drop(list_entry(it, struct health_check, link));
+	list_for_each_safe(it, tmp, &h->checks) health_check_drop(list_entry(it, struct health_check, link));
 	/* Nothing runs the loop any more: what was just deferred goes with it, wake-ups stay unread. */
 	atomic_store(&h->wake_posted, true);
 }

@@ -180,7 +180,8 @@ static void names_wait(struct lb *lb)
 	pthread_mutex_lock(&lb->lock);
 	for (uint32_t i = 0; i < t->n; i++)
 		if (t->upstream[i]->set->n == 0)
-			log_warn("upstream_empty", "upstream=%s reason=\"no name has been resolved yet; requests get 503\"",
+			log_warn("upstream_empty",
+				 "upstream=%s reason=\"no name has been resolved yet; requests get 503\"",
 				 t->upstream[i]->c->name);
 	pthread_mutex_unlock(&lb->lock);
 	lb_table_unref(t);
@@ -208,9 +209,9 @@ static void lb_free(struct lb *lb)
 
 int lb_start_with(struct lb **out, const struct conf *conf, const struct lb_options *o)
 {
-	const struct resolver_calls calls = {
-		.lookup = o->lookup ? o->lookup : resolver_lookup_system, .found = names_found, .dropped = names_dropped
-	};
+	const struct resolver_calls calls = { .lookup = o->lookup ? o->lookup : resolver_lookup_system,
+					      .found = names_found,
+					      .dropped = names_dropped };
 	struct lb *lb = calloc(1, sizeof(*lb));
 	int r = -ENOMEM;
 
@@ -274,7 +275,8 @@ int lb_apply(struct lb *lb, const struct conf *conf)
 	if (!fresh)
 		return -ENOMEM;
 	if (!atomic_load(&lb->frozen) && names_watch(lb) < 0)
-		log_warn("resolve_failed", "reason=\"out of memory; names keep their addresses until the next reload\"");
+		log_warn("resolve_failed",
+			 "reason=\"out of memory; names keep their addresses until the next reload\"");
 	health_wake(lb->health);
 	return 0;
 }
@@ -310,8 +312,8 @@ int lb_find_backend(struct lb *lb, struct str name, struct backend **out)
 	for (uint32_t i = 0; i < lb->table->n; i++) {
 		const struct upstream *u = lb->table->upstream[i];
 		struct str rest = name, prefix = str_from(u->c->name);
-		bool qualified = name.n > prefix.n && name.p[prefix.n] == '/' &&
-				 memcmp(name.p, prefix.p, prefix.n) == 0;
+		bool qualified =
+			name.n > prefix.n && name.p[prefix.n] == '/' && memcmp(name.p, prefix.p, prefix.n) == 0;
 
 		if (qualified)
 			rest = (struct str){ name.p + prefix.n + 1, name.n - prefix.n - 1 };

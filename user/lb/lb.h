@@ -69,6 +69,7 @@ void lb_stop(struct lb **lb);
 int lb_find_backend(struct lb *lb, struct str name, struct backend **out);
 
 /* Calls fn for every member of every current upstream, in the order of the file, under the lock: fn must be short. */
-void lb_each_backend(struct lb *lb, void (*fn)(void *ctx, const struct upstream *u, struct backend *b, uint32_t weight), void *ctx);
+void lb_each_backend(struct lb *lb, void (*fn)(void *ctx, const struct upstream *u, struct backend *b, uint32_t weight),
+		     void *ctx);
 /* The same for statistics by upstream name, those of removed upstreams included. */
 void lb_each_stats(struct lb *lb, void (*fn)(void *ctx, const struct upstream_stats *s), void *ctx);

@@ -39,7 +39,7 @@ struct resolver {
 	pthread_cond_t changed;
 	struct list names;
 	struct resolver_calls calls;
-	unsigned refs;	    /* threads and the owner */
+	unsigned refs;      /* threads and the owner */
 	unsigned callbacks; /* running now */
 	bool stopping;
 };
@@ -140,17 +140,18 @@ static void names_free(struct list *names)
 {
 	struct list *it, *tmp;
 
-	list_for_each_safe(it, tmp, names)
-		name_free(list_entry(it, struct name, link));
+	list_for_each_safe(it, tmp, names) name_free(list_entry(it, struct name, link));
 }
 
-/* Empties r->names; owners go into the array (room for all). Callbacks must not run under the lock, so they come later. */
+/* Empties r->names; owners go into the array (room for all). Callbacks must not run under the lock, so they come later.
+ */
 static size_t names_take_owners(struct resolver *r, void **owners)
 {
 	struct list *it, *tmp;
 	size_t n = 0;
 
-	list_for_each_safe(it, tmp, &r->names) {
+	list_for_each_safe(it, tmp, &r->names)
+	{
 		struct name *name = list_entry(it, struct name, link);
 
 		owners[n++] = name->owner;
@@ -356,7 +357,8 @@ int resolver_set(struct resolver *r, const struct resolver_name *names, size_t n
 		goto fail;
 	}
 	old = names_take_owners(r, owners);
-	list_for_each_safe(it, tmp, &fresh) {
+	list_for_each_safe(it, tmp, &fresh)
+	{
 		list_unlink(it);
 		list_push_back(&r->names, it);
 	}
@@ -404,7 +406,8 @@ void resolver_stop(struct resolver **rp)
 	pthread_cond_broadcast(&r->changed);
 	while (r->callbacks > 0)
 		pthread_cond_wait(&r->changed, &r->lock);
-	list_for_each_safe(it, tmp, &r->names) {
+	list_for_each_safe(it, tmp, &r->names)
+	{
 		struct name *n = list_entry(it, struct name, link);
 
 		r->calls.dropped(n->owner);

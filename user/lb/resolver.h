@@ -44,7 +44,8 @@ struct resolver_calls {
 
 /* Starts threads (at least one). 0 or -errno. */
 int resolver_start(struct resolver **out, const struct resolver_calls *calls, unsigned threads);
-/* Replaces the names; those before are dropped. On failure (-ENOMEM) all of the new ones are dropped and the old stay. */
+/* Replaces the names; those before are dropped. On failure (-ENOMEM) all of the new ones are dropped and the old stay.
+ */
 int resolver_set(struct resolver *r, const struct resolver_name *names, size_t n);
 /* Waits until each name was asked for once, at most that long. True when so. */
 bool resolver_wait_first(struct resolver *r, unsigned timeout_ms);

@@ -5,7 +5,7 @@
 
 #define KETAMA_POINTS 160u
 #define KETAMA_POINTS_MAX (1u << 20) /* 8 MiB a worker; above it everyone gets fewer points */
-#define MAGLEV_SMALL 65537u	     /* primes */
+#define MAGLEV_SMALL 65537u          /* primes */
 #define MAGLEV_LARGE 655373u
 #define MAGLEV_SHARE 100u /* places a member should have at least, for evenness to a percent */
 #define NOBODY UINT32_MAX

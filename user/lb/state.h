@@ -9,7 +9,8 @@
 #include "lb/lb.h"
 
 #define LB_BUCKETS 1024u
-#define LB_FALL_WITHOUT_CHECK 3u /* connect failures in a row that take a backend down where no health_check says it */
+#define LB_FALL_WITHOUT_CHECK 3u /* connect failures in a row that take a backend down where no health_check says it \
+				  */
 
 struct health;
 struct resolver;
@@ -18,7 +19,7 @@ struct tls_ctx;
 struct lb {
 	pthread_mutex_t lock;
 	struct backend *registry[LB_BUCKETS]; /* every backend alive; by upstream and text */
-	struct lb_table *table;		      /* the current one; one reference */
+	struct lb_table *table;               /* the current one; one reference */
 	struct upstream_stats *stats;
 	uint32_t workers;
 	atomic_uint generation; /* of the table, from 1 */
@@ -48,7 +49,8 @@ struct backend_key {
 	const struct sock_addr *addr;
 };
 
-/* The living backend of that identity, or a new one that adopts what the table knows. One reference; NULL: no memory. */
+/* The living backend of that identity, or a new one that adopts what the table knows. One reference; NULL: no memory.
+ */
 struct backend *backend_obtain_locked(struct lb *lb, const struct backend_key *key);
 void backend_unref_locked(struct backend *b);
 /* Forgets entries of the table that no backend of this process has claimed. */

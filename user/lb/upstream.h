@@ -35,9 +35,9 @@ struct upstream_stats {
 };
 
 struct upstream_member {
-	struct backend *backend;	  /* one reference */
+	struct backend *backend;          /* one reference */
 	const struct conf_server *server; /* it comes from; lives as long as the upstream */
-	uint32_t weight;		  /* from the configuration */
+	uint32_t weight;                  /* from the configuration */
 };
 
 struct upstream_set {
@@ -50,11 +50,11 @@ struct upstream_set {
 struct upstream {
 	atomic_uint refs;
 	struct lb *lb;
-	const struct conf *conf;		/* one reference; it keeps `c` */
+	const struct conf *conf; /* one reference; it keeps `c` */
 	const struct conf_upstream *c;
 	struct upstream_stats *stats;
-	atomic_uint_fast64_t generation;	/* of set; >= 1 */
-	struct upstream_set *set;		/* under lb's lock; one reference */
+	atomic_uint_fast64_t generation; /* of set; >= 1 */
+	struct upstream_set *set;        /* under lb's lock; one reference */
 
 	/* Private to lb. */
 	struct upstream_names *names; /* one per server; under lb's lock */
