@@ -137,3 +137,14 @@ struct sluice_limits {
 	__u32 pad[3];
 };
 _Static_assert(sizeof(struct sluice_limits) == 16, "sluice_limits");
+
+/* probes: array, one entry per worker. A worker writes the question and runs sock_probe, which writes the answer. */
+struct sluice_probe {
+	__u64 cookie;	  /* user: of a socket in sources or targets */
+	__u32 found;	  /* program: 1 when it is in one of them */
+	__u32 write_seq;  /* program: sequence number after the last byte in the send buffer */
+	__u32 snd_nxt;	  /* program: ... after the last byte sent */
+	__u32 copied_seq; /* program: ... after the last byte read or redirected */
+	__u32 pad[2];
+};
+_Static_assert(sizeof(struct sluice_probe) == 32, "sluice_probe");

@@ -176,6 +176,7 @@ static int splice_load(struct kern *k, const struct kern_options *o, const char 
 	bpf_map__set_max_entries(b->maps.sources, s->flows_n);
 	bpf_map__set_max_entries(b->maps.targets, s->flows_n * 2);
 	bpf_map__set_max_entries(b->maps.rings, k->workers);
+	bpf_map__set_max_entries(b->maps.probes, k->workers);
 	r = bpf_map__reuse_fd(b->maps.counters, bpf_map__fd(k->state->maps.counters));
 	if (r < 0)
 		return r;
@@ -193,7 +194,8 @@ static int splice_load(struct kern *k, const struct kern_options *o, const char 
 	*step = "mmap";
 	s->flows = map_memory(bpf_map__fd(b->maps.flows), s->flows_n * sizeof(*s->flows));
 	s->limits = map_memory(bpf_map__fd(b->maps.limits), sizeof(*s->limits));
-	if (!s->flows || !s->limits)
+	s->probes = map_memory(bpf_map__fd(b->maps.probes), k->workers * sizeof(*s->probes));
+	if (!s->flows || !s->limits || !s->probes)
 		return -errno;
 	s->targets = bpf_map__fd(b->maps.targets);
 	s->sources = bpf_map__fd(b->maps.sources);
@@ -208,8 +210,10 @@ static void splice_unload(struct kern *k)
 
 	unmap_memory(s->flows, s->flows_n * sizeof(*s->flows));
 	unmap_memory(s->limits, sizeof(*s->limits));
+	unmap_memory(s->probes, k->workers * sizeof(*s->probes));
 	s->flows = NULL;
 	s->limits = NULL;
+	s->probes = NULL;
 	for (unsigned i = 0; k->rings && i < k->workers; i++)
 		if (k->rings[i] >= 0)
 			close(k->rings[i]);
@@ -507,6 +511,18 @@ int kern_map_unset(int map, uint64_t key)
 	return bpf_map_delete_elem(map, &key) < 0 ? -errno : 0;
 }
 
+bool kern_probe(struct kern *k, unsigned worker, uint64_t cookie)
+{
+	char packet[16] = { 0 }; /* an Ethernet header is the least a test run takes */
+	LIBBPF_OPTS(bpf_test_run_opts, opts, .data_in = packet, .data_size_in = sizeof(packet), .repeat = 1);
+	struct sluice_probe *p = &k->splice.probes[worker];
+
+	memcpy(packet, &worker, sizeof(worker));
+	p->cookie = cookie;
+	p->found = 0;
+	return bpf_prog_test_run_opts(bpf_program__fd(k->splice_obj->progs.sock_probe), &opts) == 0 && p->found;
+}
+
 int kern_ring_new(struct ring_reader **out, struct kern *k, unsigned worker, int (*cb)(void *, void *, size_t), void *ctx)
 {
 	struct ring_buffer *r;
@@ -525,9 +541,9 @@ void kern_ring_free(struct ring_reader *r)
 	ring_buffer__free((struct ring_buffer *)(void *)r);
 }
 
-int kern_ring_fd(struct ring_reader *r)
+int kern_ring_fd(struct kern *k, unsigned worker)
 {
-	return ring_buffer__epoll_fd((struct ring_buffer *)(void *)r);
+	return k->rings[worker];
 }
 
 void kern_ring_consume(struct ring_reader *r)

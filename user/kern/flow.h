@@ -37,10 +37,11 @@ enum flow_result {
 	FLOW_NOT_NOW = 1, /* not possible: take the next engine; the reason is in flow_sock.refusal */
 	FLOW_MOVED = 2,	  /* source done, target draining */
 	FLOW_DONE = 3,	  /* all of it written */
-	FLOW_EOF = 4,	  /* the source ended before the length was reached; what it sent is written */
-	FLOW_SRC_ERROR = 5, /* error is the errno of the source */
-	FLOW_DST_ERROR = 6, /* error is the errno of the target */
+	FLOW_EOF = 4,	  /* the source ended before the length was reached; dst may still have bytes under way: abort it */
+	FLOW_SRC_ERROR = 5, /* flow.error is the errno of the source */
+	FLOW_DST_ERROR = 6, /* flow.error is the errno of the target */
 };
+/* FLOW_DONE, FLOW_EOF and the errors end the flow: it is not running any more and needs no flow_disarm. */
 
 enum flow_role { FLOW_SOURCE = 1, FLOW_TARGET = 2 };
 
@@ -61,14 +62,13 @@ struct flow_group;
 struct flow_sock {
 	int fd; /* -1: not inserted */
 	enum flow_refusal refusal; /* why the last call answered FLOW_NOT_NOW */
+	/* private */
 	uint8_t roles; /* of enum flow_role */
-	bool squeezed; /* the receive buffer was made small because a target was slow */
-	bool out_registered; /* with the group's epoll, for room to send */
-	uint32_t slot, generation; /* valid with FLOW_SOURCE */
+	bool room_watch, room_wait; /* registered for room to send; waiting for it */
+	uint32_t slot; /* valid with FLOW_SOURCE */
 	uint64_t cookie;
 	struct flow_group *group;
 	struct flow *as_source, *as_target; /* running flows of this socket */
-	uint32_t rtt_us;
 };
 #define FLOW_SOCK_INIT ((struct flow_sock){ .fd = -1 })
 
@@ -78,20 +78,25 @@ typedef void flow_callback(struct flow *f, enum flow_result what);
 struct flow {
 	/* the owner sets this once */
 	flow_callback *callback;
-	/* private; reading is allowed */
+	int error; /* positive errno with FLOW_SRC_ERROR and FLOW_DST_ERROR */
+	/* private */
+	uint8_t state; /* enum flow_state in flow_inner.h; 0: not running */
+	bool eof;
+	uint32_t epoch;
+	uint32_t slot; /* of src; stays after src was let go */
 	struct flow_group *group;
 	struct flow_sock *src, *dst;
-	uint8_t state; /* enum flow_state in flow.c */
-	bool told_moved, eof, room_wait;
-	int error; /* positive errno with FLOW_SRC_ERROR / FLOW_DST_ERROR */
-	uint32_t epoch;
 	uint64_t limit;
-	uint64_t forwarded;
-	uint64_t redirected;	/* last value read */
+	uint64_t forwarded, redirected; /* own count; last value read */
+	uint64_t flushed;	/* value of redirected for which dst was seen to have written everything */
 	uint64_t written_base;	/* what dst had written when the flow was armed */
-	uint64_t armed_ns, poll_ns, poll_step_ns;
+	uint64_t passed;	/* the program's count when nothing was left unread */
+	uint32_t spills;
+	uint32_t notsent, window;
+	uint64_t rate;		/* dst's delivery rate, bytes/s, as last told by TCP_INFO */
+	uint64_t due_ns;	/* when to look again */
+	size_t heap_index;	/* place in the group's timer heap + 1; 0: none */
 	struct list link;	/* running flows of the group */
-	struct list timer_link; /* flows that wait for a time */
 };
 
 /* One for each worker number below kern_workers(). 0 or -errno. The caller owns it; flows must be disarmed before it is freed. */

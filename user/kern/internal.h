@@ -18,6 +18,7 @@ struct kern_splice {
 	int targets, sources, index; /* map descriptors */
 	struct sluice_flow *flows;   /* mapped, shared with the program */
 	struct sluice_limits *limits;
+	struct sluice_probe *probes; /* by worker */
 	unsigned flows_n;
 
 	pthread_mutex_t lock; /* of the free slots */
@@ -43,10 +44,13 @@ void kern_bounds_apply(struct kern *k);
 int kern_map_set(int map, uint64_t key, const void *value);
 int kern_map_unset(int map, uint64_t key);
 
+/* Asks the kernel about a socket in the maps; the answer is in probes[worker]. False: not in the maps, or it can not be asked. */
+bool kern_probe(struct kern *k, unsigned worker, uint64_t cookie);
+
 /* Events of one worker. The callback gets each event once. */
 int kern_ring_new(struct ring_reader **out, struct kern *k, unsigned worker, int (*cb)(void *ctx, void *data, size_t n), void *ctx);
 void kern_ring_free(struct ring_reader *r);
-int kern_ring_fd(struct ring_reader *r);
+int kern_ring_fd(struct kern *k, unsigned worker);
 void kern_ring_consume(struct ring_reader *r);
 
 /* caps.c */

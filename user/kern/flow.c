@@ -1,0 +1,416 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * One body on its way from a source socket to a target socket.
+ *
+ * moved = redirected (the program's count) + forwarded (ours), from the arming.
+ *
+ * The pump. What the program passed is unread on the source and holds the
+ * source's window shut; until it is consumed nothing is redirected. In order:
+ *   1. the target has written everything moved so far, or our send would overtake
+ *   2. the target has room enough that the next burst is worth its brake
+ *   3. peek at the source: consumes nothing, the window stays shut
+ *   4. send to the target
+ *   5. publish: forwarded += k
+ *   6. consume the k bytes: only now does the window open, and what arrives next
+ *      finds copied_seq at its first byte and is redirected
+ * Between 1 and 3 the program may have redirected more if nothing was unread
+ * at 1. Once the peek shows something it can not any more; so redirected is
+ * read again after the peek, and 1 is repeated when it moved.
+ */
+#include "kern/flow.h"
+#include <errno.h>
+#include <sys/socket.h>
+#include "kern/flow_inner.h"
+
+#define POLL_MIN_NS (50 * 1000ull)
+#define POLL_MAX_NS (4 * NS_PER_MS)
+#define RATE_FLOOR (16ull << 20)
+
+static struct sluice_flow *shared(const struct flow *f)
+{
+	return &f->group->splice->flows[f->slot];
+}
+
+static uint64_t moved(const struct flow *f)
+{
+	return f->redirected + f->forwarded;
+}
+
+static void refresh(struct flow *f)
+{
+	struct sluice_flow *s = shared(f);
+
+	/* After MOVED the slot is another body's: the last value stands. */
+	if (f->state == FLOW_DRAIN)
+		return;
+	if (__atomic_load_n(&s->seen_epoch, __ATOMIC_ACQUIRE) == f->epoch)
+		f->redirected = __atomic_load_n(&s->redirected, __ATOMIC_ACQUIRE);
+	f->spills = s->spills;
+}
+
+/* The source is free; the slot is disarmed. */
+static void source_release(struct flow *f)
+{
+	if (!f->src)
+		return;
+	__atomic_store_n(&shared(f)->epoch, 0, __ATOMIC_RELEASE);
+	f->src->as_source = NULL;
+	f->src = NULL;
+}
+
+static enum flow_result finish(struct flow *f, enum flow_result what, int error)
+{
+	source_release(f);
+	if (f->dst) {
+		sock_room_end(f->dst);
+		f->dst->as_target = NULL;
+		f->dst = NULL;
+	}
+	group_at_off(f);
+	list_unlink(&f->link);
+	f->state = FLOW_IDLE;
+	f->error = error;
+	kern_budget_give(f->group->kern);
+	return what;
+}
+
+static int socket_error(int fd, int otherwise)
+{
+	int e = 0;
+	socklen_t n = sizeof(e);
+	return getsockopt(fd, SOL_SOCKET, SO_ERROR, &e, &n) == 0 && e ? e : otherwise;
+}
+
+/* How long the rest should take at the rate the target's peer takes bytes. */
+static void poll_later(struct flow *f, uint64_t missing)
+{
+	uint64_t rate = MAX_OF(f->rate, RATE_FLOOR), wait = missing * NS_PER_S / rate;
+
+	group_at(f, now_ns() + MIN_OF(MAX_OF(wait, POLL_MIN_NS), POLL_MAX_NS));
+}
+
+/*
+ * Whether the target has written everything moved. 0: yes. > 0: so much is
+ * missing. -errno of the target.
+ */
+static int64_t target_missing(struct flow *f)
+{
+	uint64_t want = f->written_base + moved(f), written;
+	struct tcp_info ti;
+	int r;
+
+	if (f->flushed == f->redirected)
+		return 0;
+	for (int try = 0; try < 2; try++) {
+		r = sock_written(f->dst->fd, &written, &ti);
+		if (r < 0)
+			return r;
+		f->notsent = ti.tcpi_notsent_bytes;
+		f->rate = ti.tcpi_delivery_rate;
+		if (written == want) {
+			f->flushed = f->redirected;
+			return 0;
+		}
+		if (ti.tcpi_state != SOCK_ESTABLISHED && ti.tcpi_state != SOCK_CLOSE_WAIT)
+			return -socket_error(f->dst->fd, EPIPE);
+	}
+	return written < want ? (int64_t)(want - written) : -EPROTO;
+}
+
+static enum flow_result target_wait(struct flow *f, int64_t missing)
+{
+	f->state = f->state == FLOW_DRAIN ? FLOW_DRAIN : FLOW_SPILL;
+	poll_later(f, (uint64_t)missing);
+	return FLOW_WAIT;
+}
+
+/* Every byte left the source. */
+static enum flow_result source_done(struct flow *f)
+{
+	int64_t missing;
+
+	source_release(f);
+	f->state = FLOW_DRAIN;
+	missing = target_missing(f);
+	if (missing == 0)
+		return finish(f, FLOW_DONE, 0);
+	if (missing < 0)
+		return finish(f, FLOW_DST_ERROR, (int)-missing);
+	target_wait(f, missing);
+	return FLOW_MOVED;
+}
+
+/*
+ * A socket that is a target too queues what it is passed behind what it still
+ * has to send, and its worker shows it to recv some time after that was sent:
+ * until then neither "nothing there" nor "end of stream" can be believed. The
+ * kernel's copied_seq counts what was really read.
+ */
+static bool bytes_hidden(struct flow *f)
+{
+	struct flow_group *g = f->group;
+	struct sluice_flow *s = shared(f);
+
+	if (!(f->src->roles & FLOW_TARGET) || !s->seq_valid)
+		return false;
+	if (!kern_probe(g->kern, g->worker, f->src->cookie))
+		return false; /* it left the maps: reset or closed, recv tells */
+	return g->splice->probes[g->worker].copied_seq != __atomic_load_n(&s->next_seq, __ATOMIC_RELAXED);
+}
+
+/* passed: the program's count from before the peek that found nothing. */
+static enum flow_result source_empty(struct flow *f, uint64_t passed)
+{
+	f->state = FLOW_KERNEL;
+	if (passed != f->passed && bytes_hidden(f))
+		poll_later(f, 0);
+	else
+		f->passed = passed;
+	return FLOW_WAIT;
+}
+
+static enum flow_result source_ended(struct flow *f)
+{
+	if (bytes_hidden(f)) {
+		poll_later(f, 0);
+		return FLOW_WAIT;
+	}
+	f->eof = true;
+	refresh(f);
+	if (f->limit != FLOW_UNTIL_EOF)
+		return moved(f) == f->limit ? source_done(f) : finish(f, FLOW_EOF, 0);
+	f->limit = moved(f);
+	return source_done(f);
+}
+
+/* Reads k bytes off the source that were seen by a peek. 0 or -errno. */
+static int consume(struct flow *f, size_t k)
+{
+	while (k > 0) {
+		ssize_t n = recv(f->src->fd, f->group->buffer, k, MSG_DONTWAIT);
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			return n == 0 ? -EPROTO : -errno;
+		k -= (size_t)n;
+	}
+	return 0;
+}
+
+static enum flow_result room_wait(struct flow *f)
+{
+	int r = sock_room_wait(f->dst, f->window / 4);
+
+	f->state = FLOW_SPILL;
+	if (r < 0)
+		poll_later(f, f->notsent); /* without the watch it is looked at now and then */
+	return FLOW_WAIT;
+}
+
+static enum flow_result pump(struct flow *f)
+{
+	struct flow_group *g = f->group;
+
+	f->window = MIN_OF((uint32_t)g->splice->window, __atomic_load_n(&g->splice->limits->window_max, __ATOMIC_RELAXED));
+	for (;;) {
+		uint64_t passed;
+		int64_t missing;
+		ssize_t n, k;
+		int r;
+
+		refresh(f);
+		if (__atomic_load_n(&shared(f)->broken, __ATOMIC_RELAXED))
+			return finish(f, FLOW_SRC_ERROR, EPROTO);
+		if (moved(f) == f->limit)
+			return source_done(f);
+		missing = target_missing(f);
+		if (missing < 0)
+			return finish(f, FLOW_DST_ERROR, (int)-missing);
+		if (missing > 0)
+			return target_wait(f, missing);
+		if (f->notsent > f->window / 4 && f->state == FLOW_SPILL)
+			return room_wait(f);
+
+		passed = __atomic_load_n(&shared(f)->passed, __ATOMIC_ACQUIRE);
+		n = recv(f->src->fd, g->buffer, MIN_OF((uint64_t)FLOW_BUFFER, f->limit - moved(f)), MSG_PEEK | MSG_DONTWAIT);
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0 && errno == EAGAIN)
+			return source_empty(f, passed);
+		if (n < 0)
+			return finish(f, FLOW_SRC_ERROR, errno);
+		if (n == 0)
+			return source_ended(f);
+		refresh(f);
+		if (f->redirected != f->flushed)
+			continue;
+
+		k = send(f->dst->fd, g->buffer, (size_t)n, MSG_DONTWAIT | MSG_NOSIGNAL);
+		if (k < 0 && errno == EINTR)
+			continue;
+		if (k < 0 && errno == EAGAIN)
+			return room_wait(f);
+		if (k < 0)
+			return finish(f, FLOW_DST_ERROR, errno);
+		f->forwarded += (uint64_t)k;
+		__atomic_store_n(&shared(f)->forwarded, f->forwarded, __ATOMIC_SEQ_CST);
+		g->counters->flow_pump_bytes += (uint64_t)k;
+		g->counters->flow_pumps++;
+		r = consume(f, (size_t)k);
+		if (r < 0)
+			return finish(f, FLOW_SRC_ERROR, -r);
+		if (k < n)
+			return room_wait(f);
+	}
+}
+
+enum flow_result flow_step(struct flow *f)
+{
+	int64_t missing;
+
+	switch ((enum flow_state)f->state) {
+	case FLOW_KERNEL:
+	case FLOW_SPILL:
+		return pump(f);
+	case FLOW_DRAIN:
+		missing = target_missing(f);
+		if (missing == 0)
+			return finish(f, FLOW_DONE, 0);
+		if (missing < 0)
+			return finish(f, FLOW_DST_ERROR, (int)-missing);
+		return target_wait(f, missing);
+	default:
+		return FLOW_DONE;
+	}
+}
+
+void flow_wake(struct flow *f)
+{
+	enum flow_result r = FLOW_WAIT;
+
+	switch ((enum flow_state)f->state) {
+	case FLOW_KERNEL:
+	case FLOW_DRAIN:
+		r = flow_step(f);
+		break;
+	case FLOW_SPILL:
+		/* Already waiting for the target: what came since does not change what for. */
+		if (!f->dst->room_wait && f->heap_index == 0)
+			r = flow_step(f);
+		break;
+	default:
+		break;
+	}
+	if (r != FLOW_WAIT)
+		f->callback(f, r);
+}
+
+bool flow_overlooked(const struct flow *f)
+{
+	const struct sluice_flow *s = shared(f);
+
+	switch ((enum flow_state)f->state) {
+	case FLOW_KERNEL:
+		if (__atomic_load_n(&s->passed, __ATOMIC_RELAXED) != f->passed || __atomic_load_n(&s->broken, __ATOMIC_RELAXED))
+			return true;
+		return __atomic_load_n(&s->seen_epoch, __ATOMIC_ACQUIRE) == f->epoch &&
+		       __atomic_load_n(&s->redirected, __ATOMIC_RELAXED) + f->forwarded == f->limit;
+	case FLOW_SPILL:
+		return !f->dst->room_wait && f->heap_index == 0;
+	case FLOW_DRAIN:
+		return f->heap_index == 0;
+	default:
+		return false;
+	}
+}
+
+static enum flow_result refuse(struct flow_sock *src, enum flow_refusal why)
+{
+	src->refusal = why;
+	return FLOW_NOT_NOW;
+}
+
+enum flow_result flow_arm(struct flow *f, struct flow_group *g, struct flow_sock *src, struct flow_sock *dst, uint64_t nbytes)
+{
+	struct sluice_flow *s;
+	struct tcp_info ti;
+	uint64_t base;
+	int r;
+
+	if (!flow_sock_inserted(src, FLOW_SOURCE) || !flow_sock_inserted(dst, FLOW_TARGET))
+		return refuse(src, FLOW_REFUSED_UNAVAILABLE);
+	if (src->as_source || dst->as_target || flow_running(f))
+		return refuse(src, FLOW_REFUSED_BUSY);
+	if (!kern_budget_take(g->kern))
+		return refuse(src, FLOW_REFUSED_MEMORY);
+	r = sock_written_exact(dst->fd, &base, &ti);
+	if (r < 0 || (ti.tcpi_state != SOCK_ESTABLISHED && ti.tcpi_state != SOCK_CLOSE_WAIT)) {
+		kern_budget_give(g->kern);
+		return refuse(src, FLOW_REFUSED_STATE);
+	}
+	*f = (struct flow){
+		.callback = f->callback,
+		.state = FLOW_KERNEL,
+		.epoch = ++g->epoch ? g->epoch : ++g->epoch,
+		.slot = src->slot,
+		.group = g,
+		.src = src,
+		.dst = dst,
+		.limit = nbytes,
+		.written_base = base,
+		.notsent = ti.tcpi_notsent_bytes,
+		.rate = ti.tcpi_delivery_rate,
+	};
+	list_push_back(&g->running, &f->link);
+	src->as_source = f;
+	dst->as_target = f;
+	g->counters->flow_arms++;
+
+	s = shared(f);
+	s->target = dst->cookie;
+	s->limit = nbytes;
+	s->window = (uint32_t)g->splice->window;
+	__atomic_store_n(&s->forwarded, 0, __ATOMIC_RELAXED);
+	__atomic_store_n(&s->epoch, f->epoch, __ATOMIC_SEQ_CST);
+	/*
+	 * What arrived before the store above was passed and is found by the
+	 * pump's peek (both take the socket's lock); what arrives after it finds
+	 * the flow armed. The pump also is what arms the sweep's timer.
+	 */
+	if (f->group->timer_ns == UINT64_MAX)
+		group_at(f, now_ns() + POLL_MAX_NS);
+	return pump(f);
+}
+
+uint64_t flow_disarm(struct flow *f)
+{
+	uint64_t written = 0, want, left = 0;
+	struct tcp_info ti;
+
+	if (!flow_running(f))
+		return 0;
+	if (f->src) {
+		int fd = f->src->fd;
+		__atomic_store_n(&shared(f)->epoch, 0, __ATOMIC_SEQ_CST);
+		sock_program_barrier(fd);
+		refresh(f);
+	}
+	want = f->written_base + moved(f);
+	if (sock_written_exact(f->dst->fd, &written, &ti) < 0)
+		left = 1;
+	else if (written != want)
+		left = written < want ? want - written : 1;
+	(void)finish(f, FLOW_DONE, 0);
+	return left;
+}
+
+void flow_progress(struct flow *f, struct flow_progress *out)
+{
+	if (flow_running(f))
+		refresh(f);
+	out->moved = moved(f);
+	out->outstanding = 0;
+	if (f->state == FLOW_KERNEL || f->state == FLOW_SPILL)
+		out->outstanding = __atomic_load_n(&shared(f)->outstanding, __ATOMIC_RELAXED);
+	out->spills = f->spills;
+}
