@@ -23,4 +23,5 @@ for t in build/tests/tls_*_test build/tests/kern_*_test; do
 	[ -x "$t" ] && unit "$t"
 done
 /usr/bin/python3 vmtest/sockmap_refuses_ktls.py >> "$results" || echo "not ok sockmap_refuses_ktls.py ended with $?" >> "$results"
+sh vmtest/e2e.sh
 exit 0
