@@ -9,7 +9,7 @@ import time
 import pytest
 
 from conftest import MIN_BYTES, WINDOW
-from lib import pattern
+from lib import build, pattern
 from lib.client import Client, request_bytes
 from lib.process import socket_fds
 from lib.wait import wait_until
@@ -124,7 +124,7 @@ def test_a_storm_of_aborted_flows_leaves_nothing_behind(sluice, origin, engine):
                     c.try_send(b"x" * take)
                 else:
                     c.send(request_bytes(path=path))
-                c.sock.settimeout(5)
+                c.sock.settimeout(0.7)
                 got = 0
                 try:
                     while got < take:
@@ -178,7 +178,7 @@ def test_thousands_of_short_connections_do_not_add_up(sluice, origin):
 
 
 def test_idle_connections_cost_little(sluice, origin):
-    """Keep-alive connections that wait own no buffers. (Sanitizers multiply what they cost; the bound is for both.)"""
+    """Keep-alive connections that wait own no buffers. (Sanitizers keep freed memory and multiply the cost.)"""
     d = sluice([origin.address])
     d.get("/")
     before = d.rss()
@@ -189,7 +189,7 @@ def test_idle_connections_cost_little(sluice, origin):
         clients.append(c)
     d.wait_metric("sluice_active_connections", 800)
     each = (d.rss() - before) / 800
-    assert each < 16384, f"{each:.0f} bytes for each idle connection"
+    assert each < (65536 if build.SANITIZED else 4096), f"{each:.0f} bytes for each idle connection"
     for c in clients:
         c.close()
 

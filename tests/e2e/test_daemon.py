@@ -266,7 +266,7 @@ def test_sigusr1_reopens_the_error_log(sluice, origin):
     d.log_file.rename(old)
     d.send_signal(signal.SIGUSR1)
     d.wait_event("logs_reopened")
-    assert "event=started" in old.read_text()
+    assert "event=ready" in old.read_text()
 
 
 def test_log_lines_are_lines_of_pairs(sluice, origin):

@@ -93,12 +93,15 @@ def playing(module_backend, module_sluice):
 
 
 def outcome(proxy, path="/", version="1.1"):
-    """(status, how it ended or None when the response was whole)."""
+    """(status or None without a head, how it ended or None when the response was whole)."""
     with Client(proxy.address) as c:
         c.send(request_bytes(path=path, version=version))
-        r = c.read_head()
-        while r.status < 200 and r.status != 101:
+        try:
             r = c.read_head()
+            while r.status < 200 and r.status != 101:
+                r = c.read_head()
+        except Ended as e:
+            return None, e.how
         try:
             c.read_body(r)
         except Ended as e:
@@ -118,7 +121,7 @@ def test_a_bad_body_is_cut_visibly(playing, name):
     proxy, play = playing
     play.update(raw=BAD_BODIES[name], then="stay")
     status, how = outcome(proxy)
-    assert (status, how) == (502, None) or (status, how) == (200, "rst")
+    assert (status, how) == (502, None) or how == "rst"
 
 
 @pytest.mark.parametrize("then", ["fin", "rst"])

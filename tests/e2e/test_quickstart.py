@@ -34,7 +34,7 @@ def test_the_quickstart_file_serves(tmp_path, certs_dir, origin, origin_two):
     shutil.copytree(certs_dir, tmp_path / "build" / "demo")
     p = Process([build.SLUICE, "-c", "quickstart.yaml"], tmp_path / "out", cwd=tmp_path, env=environment())
     try:
-        wait_until(lambda: "event=started" in p.text() or not p.alive(), "the start")
+        wait_until(lambda: "event=ready" in p.text() or not p.alive(), "the start")
         assert p.alive(), p.text()
         bodies = {get(("127.0.0.1", port)).body for _ in range(20)}
         assert bodies == {b"Hello from one\n", b"Hello from two\n"}

@@ -3,6 +3,7 @@
  * A connection: its bytes in and out, one function for each state, and the loop
  * that drives them. Sends come from `out` or straight from the table; never both at once.
  */
+#include <ctype.h>
 #include <errno.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -132,6 +133,11 @@ static enum step step_head(struct conn *c)
 	if (!end) {
 		if (c->in.len > HEAD_MAX)
 			return cut(c, false);
+		/* TLS to the plain port, say: its sender waits for an answer and sends no more. */
+		if (c->in.len && !isprint((unsigned char)buf_data(&c->in)[0]) && buf_data(&c->in)[0] != '\r') {
+			buf_consume(&c->in, c->in.len);
+			return answer_bad_request(c);
+		}
 		if (c->dry) {
 			c->dry = false;
 			buf_release_if_empty(&c->in);

@@ -20,5 +20,5 @@ SLUICECTL = BUILD / "sluicectl"
 ORIGIN = ROOT / "build" / "origin"  # the origin is not under test: the fast one
 if not ORIGIN.exists():
     ORIGIN = BUILD / "origin"
-SANITIZED = "asan" in str(BUILD)
+SANITIZED = "asan" in str(BUILD)  # what costs may be multiplied by it
 IN_CI = os.environ.get("CI") == "true"

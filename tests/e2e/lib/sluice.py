@@ -67,7 +67,7 @@ class Sluice:
     def document(self):
         listener = {"address": f"127.0.0.1:{self.port}", **self.listener}
         listener.setdefault("routes", [{"upstream": next(iter(self.upstreams))}])
-        doc = {"version": 1, "threads": 2, "error_log": str(self.log_file), "log_level": "debug",
+        doc = {"version": 1, "threads": 2, "error_log": str(self.log_file), "log_level": "info",
                "admin": {"http": f"127.0.0.1:{self.admin_port}", "socket": str(self.control)},
                "bpf": {"pin_dir": self.pin_dir}}
         doc.update(self.top)
@@ -92,25 +92,28 @@ class Sluice:
             self.process = Process([build.SLUICE, "-c", self.config, *self.argv], self.output, env=environment(**self.env),
                                    cwd=self.directory, preexec=self.preexec)
             try:
-                wait_until(self.ready, "event=started in the log")
+                wait_until(self.ready, "event=ready in the log")
                 return self
             except AssertionError as e:
-                text = self.log() + self.process.text()
+                text = self.log()[-8000:] + self.process.text()[-8000:]
                 self.process.kill()
+                self.process = None
                 if "in use" not in text and "EADDRINUSE" not in text:
                     raise AssertionError(f"{e}\n{text}\n{self.config.read_text()}") from None
                 self.log_file.unlink(missing_ok=True)
         raise AssertionError("no free port in several attempts")
 
     def ready(self):
-        if "event=started" in self.log() + self.process.text():
+        if "event=ready" in self.log() + self.process.text():
             return True
         assert self.process.alive(), f"it ended with {self.process.popen.returncode}"
         return False
 
     def stop(self):
         """A graceful stop; what a sanitizer found, or another exit status, is a failure."""
-        if self.process and self.process.popen.poll() is None:
+        if self.process is None:
+            return
+        if self.process.popen.poll() is None:
             self.process.stop(signal.SIGTERM)
         self.check()
 
