@@ -21,7 +21,6 @@ struct balance_ring;
  * For CONF_BALANCE_KETAMA or _MAGLEV. Takes weights and names from the n
  * candidates; keeps neither pointer. NULL: no memory.
  */
- * memory. */
 struct balance_ring *balance_ring_new(enum conf_balance policy, const struct str *names,
 				      const struct balancer_candidate *c, uint32_t n);
 void balance_ring_free(struct balance_ring *r);
