@@ -83,7 +83,7 @@ static unsigned opened, connecting, idle;
 static struct buf request = BUF_INIT;
 static struct list paced;
 static struct figures now_figures; /* of the window; cleared when it begins */
-static uint64_t errors_ever;
+static uint64_t errors_ever, bytes_ever;
 static unsigned char *table;
 static char *scratch;
 static bool ended;
@@ -235,6 +235,7 @@ static void client_done(struct client *c)
 static bool body_taken(struct client *c, uint64_t n)
 {
 	now_figures.bytes += n;
+	bytes_ever += n;
 	c->off += n;
 	c->left -= n;
 	c->taken += n;
@@ -536,7 +537,7 @@ static void report(double seconds, double cpu)
 
 static void announce(const char *event)
 {
-	printf("{\"event\":\"%s\"}\n", event);
+	printf("{\"event\":\"%s\",\"bytes\":%" PRIu64 "}\n", event, bytes_ever);
 	fflush(stdout);
 }
 
