@@ -74,6 +74,57 @@ static void round_robin_sequences(void **state)
 	}
 }
 
+static void balancers_that_share_turns_alternate_as_one(void **state)
+{
+	static const struct {
+		uint32_t weights[3];
+		const char *down, *want;
+	} rows[] = {
+		{ { 1, 1, 1 }, "", "abcabcabc" },
+		{ { 5, 1, 1 }, "", "aabacaaaabacaa" },
+		{ { 100, 100, 100 }, "b", "acacac" },
+		{ { 1, 2, 1 }, "a", "bcbbcb" },
+		{ { 1, 1, 1 }, "abc", "---" },
+	};
+	(void)state;
+
+	for (size_t i = 0; i < ARRAY_SIZE(rows); i++) {
+		static struct fixture f[2];
+		char got[32] = "";
+
+		for (int k = 0; k < 2; k++) {
+			set_up(&f[k], CONF_BALANCE_ROUND_ROBIN, 3, rows[i].weights);
+			for (const char *d = rows[i].down; *d; d++)
+				f[k].c[*d - 'a'].usable = false;
+		}
+		for (size_t j = 0; j < strlen(rows[i].want); j++) {
+			struct fixture *who = &f[(j * 7 + i) % 3 == 0];
+			int at = balancer_turn(&who->b, who->c, j);
+			got[j] = at < 0 ? '-' : (char)('a' + at);
+		}
+		assert_string_equal(got, rows[i].want);
+		for (int k = 0; k < 2; k++)
+			balancer_deinit(&f[k].b);
+	}
+}
+
+/* Orders too long to keep are walked by each for itself, and still by weight. */
+static void a_very_long_order_keeps_its_shares(void **state)
+{
+	static struct fixture f;
+	static const uint32_t weights[] = { 4093, 4091, 1 };
+	unsigned count[3] = { 0 };
+	(void)state;
+
+	set_up(&f, CONF_BALANCE_ROUND_ROBIN, 3, weights);
+	for (uint64_t j = 0; j < 8185; j++)
+		count[balancer_turn(&f.b, f.c, j * 1000)]++;
+	assert_int_equal(count[0], 4093);
+	assert_int_equal(count[1], 4091);
+	assert_int_equal(count[2], 1);
+	balancer_deinit(&f.b);
+}
+
 static void least_conn_takes_the_least_loaded_for_its_weight(void **state)
 {
 	static const struct {
@@ -369,6 +420,8 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(round_robin_sequences),
+		cmocka_unit_test(balancers_that_share_turns_alternate_as_one),
+		cmocka_unit_test(a_very_long_order_keeps_its_shares),
 		cmocka_unit_test(least_conn_takes_the_least_loaded_for_its_weight),
 		cmocka_unit_test(the_last_usable_one_gets_everything),
 		cmocka_unit_test(shares_follow_weights),

@@ -58,7 +58,8 @@ static int libbpf_log(enum libbpf_print_level level, const char *fmt, va_list ap
 	char line[1024], quoted[1200];
 	size_t n;
 
-	if ((level == LIBBPF_WARN ? (int)LOG_LEVEL_WARN : (int)LOG_LEVEL_DEBUG) > log_level_max)
+	/* Its debug level is hundreds of lines about every relocation; even at ours they would bury the requests. */
+	if (level == LIBBPF_DEBUG || (level == LIBBPF_INFO && log_level_max < LOG_LEVEL_DEBUG))
 		return 0;
 	(void)vsnprintf(line, sizeof(line), fmt, ap);
 	n = strlen(line);

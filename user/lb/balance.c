@@ -20,6 +20,7 @@ int balancer_init(struct balancer *b, enum conf_balance policy, const struct str
 void balancer_deinit(struct balancer *b)
 {
 	free(b->current);
+	free(b->turns);
 	balance_ring_free(b->ring);
 	*b = (struct balancer){ 0 };
 }
@@ -59,6 +60,55 @@ static int choose_round_robin(struct balancer *b, const struct balancer_candidat
 	if (best >= 0)
 		b->current[best] -= total;
 	return best;
+}
+
+#define TURNS_MAX 4096u
+
+/* Writes down one period of smooth weighted round robin over the choosable. False: too long, or no memory. */
+static bool write_turns(struct balancer *b, const struct balancer_candidate *c)
+{
+	uint64_t total = 0, gcd = 0;
+	int64_t *keep = b->current;
+
+	for (uint32_t i = 0; i < b->n; i++) {
+		uint64_t x = choosable(&c[i]) ? c[i].weight : 0, y = gcd;
+
+		total += x;
+		while (x) {
+			uint64_t t = y % x;
+			y = x;
+			x = t;
+		}
+		gcd = y;
+	}
+	free(b->turns);
+	b->turns = NULL;
+	b->turns_n = 0;
+	if (gcd == 0 || total / gcd > TURNS_MAX || b->n > UINT16_MAX)
+		return false;
+	b->turns = calloc(total / gcd, sizeof(*b->turns));
+	b->current = calloc(b->n, sizeof(*b->current));
+	if (b->turns && b->current) {
+		b->turns_n = (uint32_t)(total / gcd);
+		for (uint32_t i = 0; i < b->turns_n; i++)
+			b->turns[i] = (uint16_t)choose_round_robin(b, c, NULL);
+	}
+	free(b->current);
+	b->current = keep;
+	return b->turns_n > 0;
+}
+
+int balancer_turn(struct balancer *b, const struct balancer_candidate *c, uint64_t turn)
+{
+	uint64_t seen = 1;
+
+	for (uint32_t i = 0; i < b->n; i++)
+		seen = hash_u64(seen + (choosable(&c[i]) ? c[i].weight : 0));
+	if (seen != b->turns_for) {
+		b->turns_for = seen;
+		write_turns(b, c);
+	}
+	return b->turns_n ? b->turns[turn % b->turns_n] : choose_round_robin(b, c, NULL);
 }
 
 /* The least loaded for its weight; those that are equal take turns. */

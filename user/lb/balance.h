@@ -29,6 +29,9 @@ struct balancer {
 	uint32_t n;
 	const struct str *names; /* borrowed: n of them */
 	int64_t *current;        /* n, round robin */
+	uint16_t *turns;	 /* the order of turns for the weights in `turns_for`, or NULL */
+	uint32_t turns_n;
+	uint64_t turns_for;
 	uint64_t rand;
 	struct balance_ring *ring; /* ketama, maglev; NULL until built */
 };
@@ -47,3 +50,11 @@ void balancer_deinit(struct balancer *b);
  * these to one backend.
  */
 int balancer_choose(struct balancer *b, const struct balancer_candidate *c, struct str key);
+
+/*
+ * Round robin over several balancers: whose turn it is at place `turn` of the
+ * order that balancer_choose would give from its beginning. Balancers that see
+ * the same candidates and share one counter of turns alternate as one would.
+ * Same answers. An order that is too long to keep is walked by each balancer for itself.
+ */
+int balancer_turn(struct balancer *b, const struct balancer_candidate *c, uint64_t turn);

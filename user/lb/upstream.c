@@ -366,6 +366,10 @@ struct backend *upstream_choose(struct upstream_view *v, struct str key, const s
 			.usable = backend_usable(m->backend) && !was_tried(tried, m->backend),
 		};
 	}
-	i = balancer_choose(&v->balancer, v->candidates, key);
+	if (v->balancer.policy == CONF_BALANCE_ROUND_ROBIN && (!tried || tried->n == 0))
+		i = balancer_turn(&v->balancer, v->candidates,
+				  atomic_fetch_add_explicit(&v->set->turn, 1, memory_order_relaxed));
+	else
+		i = balancer_choose(&v->balancer, v->candidates, key);
 	return i < 0 ? NULL : backend_ref(v->set->member[i].backend);
 }

@@ -42,6 +42,7 @@ struct upstream_member {
 
 struct upstream_set {
 	atomic_uint refs;
+	atomic_uint_fast64_t turn; /* round robin's, over all workers */
 	uint32_t n;
 	struct str *names; /* n, the backends' texts */
 	struct upstream_member member[];
