@@ -11,6 +11,7 @@
  */
 #include <errno.h>
 #include <getopt.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -25,6 +26,8 @@
 #include "conf/conf.h"
 #include "control/control.h"
 #include "control/notify.h"
+#include "control/takeover.h"
+#include "control/upgrade.h"
 #include "daemon.h"
 #include "io/loop.h"
 #include "io/tls.h"
@@ -41,11 +44,17 @@ struct app {
 	struct control *control;
 	struct lb *lb;
 	struct loop *loop;
+	struct upgrade *upgrade;
+	struct takeover *takeover; /* while we come up as the next process */
+	struct handed handed;	   /* sockets that others opened for us */
 	struct watch signals, drained;
 	struct timer drain_limit, watchdog;
+	char exe[PATH_MAX]; /* the binary on disk, for an upgrade that we start ourselves */
 	int pid_fd;
+	int cancel_fd;	/* readable when we are told to end, while there is no loop yet */
+	bool take_over; /* -u */
+	bool owner;	/* pins, pid file and the files of sockets are this process's to remove */
 	bool draining;
-	int exit_code;
 };
 
 static const char usage[] =
@@ -54,7 +63,7 @@ static const char usage[] =
 	"usage: sluice -c FILE [-d] [-u] [-t]\n"
 	"  -c, --conf FILE   configuration (YAML)\n"
 	"  -d, --daemon      run in the background; returns when the service is up\n"
-	"  -u, --upgrade     take over from a running process that was sent SIGQUIT\n"
+	"  -u, --upgrade     take over from a running process that is sent SIGQUIT, before or within 10 s\n"
 	"  -t, --test        check the configuration and say what is wrong; exit 0 or 1\n"
 	"  -V, --version     versions and what this kernel can do\n"
 	"  -h, --help        this text\n"
@@ -64,6 +73,7 @@ static const char usage[] =
 	"  sluice -d -c /etc/sluice/sluice.yaml        start\n"
 	"  kill -HUP $(cat PID_FILE)                   read the file again\n"
 	"  kill -TERM $(cat PID_FILE)                  finish what is running, then stop\n"
+	"  kill -QUIT $(cat PID_FILE) && sluice -d -u -c /etc/sluice/sluice.yaml   new binary or settings, no request lost\n"
 	"\n"
 	"signals: TERM stop gracefully, INT stop now, HUP reload, USR1 reopen logs, QUIT hand over\n"
 	"a first configuration to look at: conf/quickstart.yaml; every key: sluice.yaml(5)\n";
@@ -131,7 +141,7 @@ static int print_version(void)
 
 static void finish_drain(struct app *a, const char *how)
 {
-	log_info("stopped", "how=\"%s\" sessions=%u", how, proxy_sessions(a->proxy));
+	log_info("stopped", "how=\"%s\" pid=%d sessions=%u", how, (int)getpid(), proxy_sessions(a->proxy));
 	loop_stop(a->loop);
 }
 
@@ -145,18 +155,85 @@ static void drain_limit(struct timer *t)
 	finish_drain(container_of(t, struct app, drain_limit), "graceful_shutdown_timeout_seconds is over");
 }
 
+static void drain(struct app *a, bool close_idle, const char *why)
+{
+	uint64_t limit = (uint64_t)a->conf->grace_period_ms + a->conf->graceful_shutdown_timeout_ms;
+
+	a->draining = true;
+	log_info("draining", "reason=\"%s\" pid=%d sessions=%u timeout_ms=%lu", why, (int)getpid(), proxy_sessions(a->proxy),
+		 (unsigned long)limit);
+	timer_set(a->loop, &a->drain_limit, loop_now_fresh(a->loop) + limit * NS_PER_MS);
+	proxy_drain(a->proxy, close_idle);
+}
+
+/* What another process uses now stays when this one ends. */
+static void disown(struct app *a)
+{
+	a->owner = false;
+	if (a->proxy)
+		proxy_disown_paths(a->proxy);
+	if (a->control)
+		control_hand_over(a->control);
+	upgrade_disown(a->upgrade);
+}
+
 static void stop_gracefully(struct app *a)
 {
-	if (a->draining)
+	if (a->draining) {
+		/* Asked again, or after a hand-over: idle connections are waited for no longer. */
+		proxy_drain(a->proxy, true);
 		return;
-	a->draining = true;
+	}
+	if (upgrade_committed(a->upgrade))
+		disown(a);
 	notify_stopping();
-	log_info("draining", "sessions=%u timeout_ms=%u", proxy_sessions(a->proxy),
-		 a->conf->grace_period_ms + a->conf->graceful_shutdown_timeout_ms);
-	timer_set(a->loop, &a->drain_limit,
-		  loop_now(a->loop) +
-			  (uint64_t)(a->conf->grace_period_ms + a->conf->graceful_shutdown_timeout_ms) * NS_PER_MS);
-	proxy_drain(a->proxy, true);
+	upgrade_stop(&a->upgrade);
+	drain(a, true, "told to stop");
+}
+
+/* ---- handing over; each is a hook of control/upgrade.h ---- */
+
+static int upgrade_collect(void *ctx, struct handed *set)
+{
+	struct app *a = ctx;
+	int r = proxy_collect(a->proxy, set);
+
+	if (r == 0 && control_http_fd(a->control) >= 0)
+		r = handed_add(set, control_http_fd(a->control), HANDED_ADMIN_HTTP, 0, "");
+	if (r == 0 && control_socket_fd(a->control) >= 0)
+		r = handed_add(set, control_socket_fd(a->control), HANDED_ADMIN_SOCKET, HANDED_OWNS_PATH, "");
+	if (r == 0 && kern_lock_fd(a->kern) >= 0)
+		r = handed_add(set, kern_lock_fd(a->kern), HANDED_PIN_LOCK, 0, a->conf->pin_dir);
+	return r;
+}
+
+static void upgrade_handed_over(void *ctx, pid_t pid)
+{
+	struct app *a = ctx;
+
+	log_info("handed_over", "pid=%d to=%d", (int)getpid(), (int)pid);
+	notify_main_pid((int)pid);
+	disown(a);
+	lb_freeze(a->lb);
+	drain(a, false, "handed over");
+}
+
+static void upgrade_went_wrong(_unused_ void *ctx)
+{
+}
+
+/* The operator's verb: the binary on disk takes over, all in one. */
+static int upgrade_verb(void *ctx, struct buf *answer)
+{
+	struct app *a = ctx;
+	char *argv[] = { a->exe, (char *)(uintptr_t)"-u", (char *)(uintptr_t)"-d", (char *)(uintptr_t)"-c",
+			 (char *)(uintptr_t)a->conf_path, NULL };
+
+	if (a->draining) {
+		buf_printf(answer, "this process is stopping; it does not hand over");
+		return -EBUSY;
+	}
+	return upgrade_spawn(a->upgrade, a->exe, argv, !a->conf->error_log, answer);
 }
 
 static bool same_text(const char *a, const char *b)
@@ -197,8 +274,9 @@ static int reload(void *ctx, struct buf *answer)
 	char err[512] = "";
 	int r;
 
-	if (a->draining) {
-		buf_printf(answer, "this process is stopping; it does not reload");
+	if (a->draining || upgrade_busy(a->upgrade)) {
+		buf_printf(answer, "this process is %s; it does not reload", a->draining ? "stopping" : "handing over");
+		log_warn("reload_failed", "file=%s reason=\"" STR_FMT "\"", a->conf_path, STR_ARG(buf_str(answer)));
 		return -EBUSY;
 	}
 	notify_reloading();
@@ -259,7 +337,10 @@ static void on_signal(struct app *a, unsigned sig)
 		log_info("logs_reopened", "pid=%d", (int)getpid());
 		break;
 	case SIGQUIT:
-		log_warn("upgrade", "reason=\"this version does not hand over; to stop use SIGTERM\"");
+		if (a->draining)
+			log_warn("upgrade_refused", "reason=\"this process is stopping\"");
+		else if (upgrade_ask(a->upgrade, &answer) == -EINVAL)
+			log_warn("upgrade_refused", "reason=\"" STR_FMT "\"", STR_ARG(buf_str(&answer)));
 		break;
 	default:
 		break;
@@ -312,6 +393,20 @@ static void log_start(struct app *a)
 		log_warn("health_table", "where=\"BPF map, not pinned\" reason=\"%s\"", f->reason_pinned);
 }
 
+/* From here on we are the process: there is no way back, so nothing in it may fail. */
+static void taken_over(struct app *a)
+{
+	char err[512];
+	int before = (int)takeover_pid(a->takeover);
+	bool alone = takeover_alone(a->takeover);
+
+	takeover_serving(&a->takeover);
+	if (!alone && a->conf->pid_file && (a->pid_fd = pidfile_write(a->conf->pid_file, true, err, sizeof(err))) < 0)
+		log_error("pid_file", "reason=\"%s\"", err);
+	__atomic_fetch_add(&kern_counters(a->kern, kern_workers(a->kern))->upgrades, 1, __ATOMIC_RELAXED);
+	log_info("upgraded", "pid=%d from=%d", (int)getpid(), before);
+}
+
 /* Everything up to readiness. 0, or -1 with why. */
 static int start(struct app *a, bool complete, char *why, size_t n)
 {
@@ -328,7 +423,11 @@ static int start(struct app *a, bool complete, char *why, size_t n)
 		snprintf(why, n, "error_log %s: %s", c->error_log, strerror(-r));
 		return -1;
 	}
-	if (c->pid_file && (a->pid_fd = pidfile_write(c->pid_file, false, why, n)) < 0)
+	if (a->take_over && takeover_begin(&a->takeover, c->upgrade_sock, a->cancel_fd, &a->handed, why, n) < 0)
+		return -1;
+	/* A file of the process before us is replaced only when we serve. */
+	a->owner = !a->takeover || takeover_alone(a->takeover);
+	if (a->owner && c->pid_file && (a->pid_fd = pidfile_write(c->pid_file, false, why, n)) < 0)
 		return -1;
 	tls_kernel_probe(tls, sizeof(tls));
 	struct kern_options o = {
@@ -337,28 +436,48 @@ static int start(struct app *a, bool complete, char *why, size_t n)
 		.limit = c->splice.engine <= CONF_ENGINE_SOCKMAP ? KERN_LIMIT_AUTO : KERN_LIMIT_NO_SOCKMAP,
 		.window = c->splice.window,
 		.memory = c->splice.memory,
-		.lock_fd = -1,
+		.lock_fd = handed_take(&a->handed, HANDED_PIN_LOCK, c->pin_dir),
 	};
-	if ((r = kern_open(&a->kern, &o)) < 0) {
+	r = kern_open(&a->kern, &o);
+	if (o.lock_fd >= 0)
+		close(o.lock_fd); /* shared by now */
+	if (r < 0) {
 		snprintf(why, n, "%s", strerror(-r));
 		return -1;
 	}
-	if (proxy_new(&a->proxy, c, a->kern, NULL, why, n) < 0 || control_open(&a->control, c, why, n) < 0 ||
+	if (proxy_new(&a->proxy, c, a->kern, &a->handed, why, n) < 0 ||
+	    control_open_inherited(&a->control, c, handed_take(&a->handed, HANDED_ADMIN_HTTP, NULL),
+				   handed_take(&a->handed, HANDED_ADMIN_SOCKET, NULL), why, n) < 0 ||
+	    upgrade_new(&a->upgrade, c->upgrade_sock, handed_take(&a->handed, HANDED_UPGRADE, NULL), why, n) < 0 ||
 	    privileges_drop(c->user, c->group, why, n) < 0)
 		return -1;
+	fault_exit(FAULT_EXIT_OPENED);
 	if ((r = lb_start(&a->lb, c, a->kern)) < 0) {
 		snprintf(why, n, "cannot start health checks: %s", strerror(-r));
 		return -1;
 	}
 	if (proxy_start(a->proxy, a->lb, why, n) < 0)
 		return -1;
-	struct control_hooks hooks = { .reload = reload, .ctx = a };
+	struct control_hooks hooks = { .reload = reload, .upgrade = upgrade_verb, .ctx = a };
+	struct upgrade_hooks upgrades = {
+		.collect = upgrade_collect, .handed_over = upgrade_handed_over, .failed = upgrade_went_wrong, .ctx = a
+	};
 	control_set_hooks(a->control, &hooks);
+	if ((r = upgrade_start(a->upgrade, a->loop, &upgrades)) < 0) {
+		snprintf(why, n, "upgrade_sock: %s", strerror(-r));
+		return -1;
+	}
 	if ((r = control_start(a->control, a->loop, a->proxy)) < 0) {
 		snprintf(why, n, "admin: %s", strerror(-r));
 		return -1;
 	}
+	if (a->takeover && takeover_ready(a->takeover, a->cancel_fd, why, n) < 0)
+		return -1;
+	a->owner = true;
 	proxy_accept(a->proxy);
+	if (a->takeover)
+		taken_over(a);
+	handed_deinit(&a->handed); /* what the configuration does not name any more */
 	log_start(a);
 	return 0;
 }
@@ -373,6 +492,7 @@ static int open_loop(struct app *a)
 	sigemptyset(&set);
 	sigaddset(&set, SIGTERM);
 	sigaddset(&set, SIGINT);
+	a->cancel_fd = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
 	sigaddset(&set, SIGHUP);
 	sigaddset(&set, SIGQUIT);
 	sigaddset(&set, SIGUSR1);
@@ -386,13 +506,19 @@ static int open_loop(struct app *a)
 	return loop_add(a->loop, &a->signals, EPOLLIN);
 }
 
-static void finish(struct app *a)
+static void finish(struct app *a, const char *why)
 {
+	if (!a->owner)
+		disown(a);
+	upgrade_stop(&a->upgrade);
 	control_stop(&a->control);
 	proxy_stop(&a->proxy);
 	if (a->lb)
 		lb_stop(&a->lb);
-	kern_close(a->kern, true);
+	kern_close(a->kern, a->owner);
+	/* Last, so that the running process finds everything as it was. */
+	takeover_failed(&a->takeover, why);
+	handed_deinit(&a->handed);
 	if (a->conf && a->conf->pid_file)
 		pidfile_remove(a->conf->pid_file, a->pid_fd);
 	if (a->loop) {
@@ -400,6 +526,8 @@ static void finish(struct app *a)
 		timer_remove(a->loop, &a->watchdog);
 		loop_free(a->loop);
 	}
+	if (a->cancel_fd >= 0)
+		close(a->cancel_fd);
 	if (a->signals.fd >= 0)
 		close(a->signals.fd);
 	conf_unref(a->conf);
@@ -424,7 +552,7 @@ static int run(struct app *a, bool daemon, bool complete)
 			daemon_failed(ready, why);
 		else if (a->conf->error_log)
 			fprintf(stderr, "sluice: %s\n", why);
-		finish(a);
+		finish(a, why);
 		return 1;
 	}
 	a->drained = (struct watch){ .fd = proxy_drained_fd(a->proxy), .cb = drained_event };
@@ -440,7 +568,7 @@ static int run(struct app *a, bool daemon, bool complete)
 	r = loop_run(a->loop);
 	if (r < 0)
 		log_error("main_loop_failed", "errno=%d reason=\"%s\"", -r, strerror(-r));
-	finish(a);
+	finish(a, "");
 	return r < 0;
 }
 
@@ -452,7 +580,7 @@ int main(int argc, char **argv)
 		{ "version", no_argument, NULL, 'V' },	  { "help", no_argument, NULL, 'h' },
 		{ NULL, 0, NULL, 0 },
 	};
-	struct app app = { .pid_fd = -1, .signals.fd = -1 };
+	struct app app = { .pid_fd = -1, .cancel_fd = -1, .signals.fd = -1 };
 	bool daemon = false, upgrade = false, test = false, complete;
 	struct conf *c;
 	int opt;
@@ -497,10 +625,11 @@ int main(int argc, char **argv)
 	}
 	if (test)
 		return test_conf(app.conf_path);
-	if (upgrade) {
-		fputs("sluice: -u: this version can not take over from a running process\n", stderr);
+	app.take_over = upgrade;
+	if (readlink("/proc/self/exe", app.exe, sizeof(app.exe) - 1) < 0)
+		app.exe[0] = 0;
+	if (handed_from_manager(&app.handed) < 0)
 		return 1;
-	}
 	c = load(app.conf_path, false, &complete);
 	if (!c)
 		return 1;

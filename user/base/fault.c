@@ -2,8 +2,10 @@
 #include "base/fault.h"
 
 #include <errno.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "base/util.h"
 
@@ -11,7 +13,11 @@ static const char *const fault_names[_FAULT_MAX] = {
 	[FAULT_ALLOC] = "alloc",	   [FAULT_ACCEPT] = "accept",	      [FAULT_SOCKET] = "socket",
 	[FAULT_CONNECT] = "connect",	   [FAULT_READ] = "read",	      [FAULT_WRITE] = "write",
 	[FAULT_PIPE] = "pipe",		   [FAULT_MAP_UPDATE] = "map_update", [FAULT_EPOLL] = "epoll",
-	[FAULT_LOG_WRITE] = "log_write",   [FAULT_EXIT_ADOPT] = "exit_adopt", [FAULT_EXIT_READY] = "exit_ready",
+	[FAULT_LOG_WRITE] = "log_write",
+	[FAULT_EXIT_HELLO] = "exit_hello",   [FAULT_EXIT_OFFER] = "exit_offer",	  [FAULT_EXIT_OFFERED] = "exit_offered",
+	[FAULT_EXIT_ADOPT] = "exit_adopt",   [FAULT_EXIT_OPENED] = "exit_opened", [FAULT_EXIT_READY] = "exit_ready",
+	[FAULT_EXIT_COMMIT] = "exit_commit", [FAULT_EXIT_COMMITTED] = "exit_committed",
+	[FAULT_EXIT_GO] = "exit_go",	     [FAULT_EXIT_SERVING] = "exit_serving",
 };
 
 bool fault_armed;
@@ -29,6 +35,12 @@ bool fault_count(enum fault f)
 		return false;
 	n = atomic_fetch_add_explicit(&faults[f].calls, 1, memory_order_relaxed) + 1;
 	return n >= faults[f].first && n - faults[f].first < faults[f].count;
+}
+
+void fault_exit(enum fault f)
+{
+	if (fault_hit(f))
+		kill(getpid(), SIGKILL);
 }
 
 int fault_init(const char *spec)
