@@ -90,7 +90,7 @@ static const struct {
 	{ X509_V_ERR_UNABLE_TO_GET_ISSUER_CERT, TLS_FAIL_UNTRUSTED, "certificate's issuer is not known" },
 	{ X509_V_ERR_UNABLE_TO_GET_ISSUER_CERT_LOCALLY, TLS_FAIL_UNTRUSTED, "certificate's issuer is not trusted" },
 	{ X509_V_ERR_UNABLE_TO_VERIFY_LEAF_SIGNATURE, TLS_FAIL_UNTRUSTED, "certificate's issuer is not trusted" },
-	{ X509_V_ERR_CERT_SIGNATURE_FAILURE, TLS_FAIL_UNTRUSTED, "certificate is not signed by the trusted issuer of that name" },
+	{ X509_V_ERR_CERT_SIGNATURE_FAILURE, TLS_FAIL_UNTRUSTED, "certificate's signature is not by the trusted issuer of that name" },
 	{ X509_V_ERR_CERT_UNTRUSTED, TLS_FAIL_UNTRUSTED, "certificate's root is not trusted" },
 	{ X509_V_ERR_CERT_REVOKED, TLS_FAIL_REVOKED, "certificate is revoked" },
 	{ X509_V_ERR_UNABLE_TO_GET_CRL, TLS_FAIL_NO_CRL, "no revocation list of the certificate's issuer" },
