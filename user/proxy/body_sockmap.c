@@ -101,6 +101,8 @@ enum body_result body_sockmap_step(struct body *b)
 	account(b);
 	switch (r) {
 	case FLOW_DONE:
+		if (b->run == UINT64_MAX) /* until the source ends: it has */
+			b->src->eof = true;
 		return BODY_DONE;
 	case FLOW_EOF:
 		b->src->eof = true;
