@@ -398,10 +398,9 @@ static void taken_over(struct app *a)
 {
 	char err[512];
 	int before = (int)takeover_pid(a->takeover);
-	bool alone = takeover_alone(a->takeover);
 
 	takeover_serving(&a->takeover);
-	if (!alone && a->conf->pid_file && (a->pid_fd = pidfile_write(a->conf->pid_file, true, err, sizeof(err))) < 0)
+	if (a->conf->pid_file && a->pid_fd < 0 && (a->pid_fd = pidfile_write(a->conf->pid_file, true, err, sizeof(err))) < 0)
 		log_error("pid_file", "reason=\"%s\"", err);
 	__atomic_fetch_add(&kern_counters(a->kern, kern_workers(a->kern))->upgrades, 1, __ATOMIC_RELAXED);
 	log_info("upgraded", "pid=%d from=%d", (int)getpid(), before);

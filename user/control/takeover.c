@@ -16,6 +16,7 @@
 #include "control/upgrade_spawn.h"
 #include "control/upgrade_wire.h"
 
+#define DEATH_LOOK_MS 50
 #define DEATH_MS 2000 /* from the end of a killed process's connections to its own */
 
 struct takeover {
@@ -103,8 +104,7 @@ static bool process_ended(const struct takeover *t)
 {
 	struct sockaddr_un un = { .sun_family = AF_UNIX };
 	struct pollfd p = { .events = POLLIN };
-	bool ended;
-	int fd;
+	bool ended = false;
 
 	if (t->pid) {
 		p.fd = (int)syscall(SYS_pidfd_open, t->pid, 0);
@@ -116,11 +116,17 @@ static bool process_ended(const struct takeover *t)
 	}
 	if (!t->path)
 		return false;
+	/* Whoever it was, nobody listens any more; a dying process may have closed our connection first. */
 	memcpy(un.sun_path, t->path, strlen(t->path) + 1);
-	fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-	ended = fd >= 0 && connect(fd, (struct sockaddr *)&un, sizeof(un)) < 0 && errno == ECONNREFUSED;
-	if (fd >= 0)
-		close(fd);
+	for (unsigned i = 0; i < DEATH_MS / DEATH_LOOK_MS && !ended; i++) {
+		int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+
+		ended = fd >= 0 && connect(fd, (struct sockaddr *)&un, sizeof(un)) < 0 && errno == ECONNREFUSED;
+		if (fd >= 0)
+			close(fd);
+		if (!ended)
+			poll(NULL, 0, DEATH_LOOK_MS);
+	}
 	return ended;
 }
 

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A line of daemons that take over from one another. Those that went before must have ended cleanly."""
+import signal
+
+from . import build
+from .process import Process
+from .sluice import environment
+from .wait import wait_until
+
+
+class Line:
+    """Around a running Sluice d, whose .process is always the one that serves."""
+
+    def __init__(self, d):
+        self.d = d
+        self.before = []  # processes that handed over
+        self.others = []  # those that never served
+        self.n = 0
+
+    def spawn(self, env=None, argv=("-u",), config=None, preexec=None):
+        """A new process, not waited for."""
+        self.n += 1
+        p = Process([build.SLUICE, "-c", config or self.d.config, *argv], self.d.directory / f"next-{self.d.number}-{self.n}.out",
+                    env=environment(**(env or {})), cwd=self.d.directory, preexec=preexec)
+        self.others.append(p)
+        return p
+
+    def ask(self):
+        self.d.send_signal(signal.SIGQUIT)
+
+    def wait_serves(self, p, deadline=30):
+        """Until p serves; it is the line's from then on."""
+        def serves():
+            assert p.alive(), f"the new process ended with {p.popen.returncode}\n{p.text()}\n{self.d.log()[-3000:]}"
+            return any(e.get("pid") == str(p.pid) for e in self.d.events("ready"))
+        wait_until(serves, f"process {p.pid} to serve", deadline)
+        self.others.remove(p)
+        self.before.append(self.d.process)
+        self.d.process = p
+        return p
+
+    def upgrade(self, new_first=False, **kw):
+        if new_first:
+            p = self.spawn(**kw)
+            self.d.wait_event("upgrade_waiting", pid=str(p.pid))
+            self.ask()
+        else:
+            self.ask()
+            p = self.spawn(**kw)
+        return self.wait_serves(p)
+
+    def wait_old_gone(self, deadline=30):
+        """All that handed over have ended, cleanly."""
+        for p in self.before:
+            status = p.wait(deadline)
+            assert status == 0, f"the old process {p.pid} ended with {status}\n{p.text()}"
+        self.before = []
+
+    def end(self):
+        for p in self.before + self.others:
+            p.kill()

@@ -1,0 +1,501 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From one process to the next: nobody outside may notice, and whatever goes wrong, one goes on serving."""
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+
+import pytest
+
+from conftest import MIN_BYTES, WINDOW, require_engine
+from lib import build, pattern
+from lib.client import Client, get, request_bytes
+from lib.load import Load
+from lib.process import kill_pid, pid_alive
+from lib.sluice import environment, free_port, run_sluice
+from lib.upgrade import Line
+from lib.wait import wait_until
+
+LONG = bool(os.environ.get("SLUICE_LONG"))
+MANY = 100 if LONG else 10
+
+
+def patient(seconds):
+    if LONG:
+        signal.alarm(seconds)
+
+
+@pytest.fixture
+def line(sluice, origin, tmp_path):
+    """line(**settings): a daemon that can be upgraded, as a Line."""
+    made = []
+
+    def make(upstreams=None, **kw):
+        kw.setdefault("upgrade_sock", str(tmp_path / "up.sock"))
+        kw.setdefault("pid_file", str(tmp_path / "sluice.pid"))
+        d = sluice(upstreams or [origin.address], **kw)
+        made.append(Line(d))
+        return made[-1]
+    yield make
+    for one in made:
+        one.end()
+
+
+def pid_in_file(one):
+    with open(one.d.top["pid_file"]) as f:
+        return int(f.read())
+
+
+def assert_serves(one):
+    r = one.d.get("/bytes/1000")
+    assert (r.status, r.sha256) == (200, pattern.sha256(1000))
+
+
+# ---- nobody notices
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moved_by", ["copy", "splice", "sockmap"])
+def test_upgrades_under_load(line, moved_by):
+    patient(600)
+    one = line(splice={"engine": moved_by, "min_bytes": MIN_BYTES, "window": WINDOW})
+    require_engine(one.d, moved_by)
+    with Load(one.d.address) as load:
+        for i in range(MANY):
+            load.wait_more(20)
+            one.upgrade(new_first=i % 2 == 1)
+        load.wait_more(20)
+        load.stop()
+    load.check()
+    one.wait_old_gone()
+    assert load.closed_after > 0, "no client was ever told to come again: were the connections kept?"
+
+
+def test_threads_change_across_upgrades_under_load(line):
+    one = line()
+    with Load(one.d.address) as load:
+        for threads in (4, 1, 3, 2):
+            one.d.top["threads"] = threads
+            one.d.write_config()
+            one.upgrade()
+            load.wait_more(60)
+            one.d.wait_event("ready", workers=str(threads), pid=str(one.d.pid))
+        load.stop()
+    load.check()
+    one.wait_old_gone()
+
+
+def test_an_idle_connection_is_answered_and_told_to_go(line):
+    one = line()
+    with one.d.client() as c:
+        assert c.get("/bytes/10").get("Connection") is None
+        old = one.d.process
+        one.upgrade()
+        assert c.quiet(), "the idle connection was closed: a request on its way would have been lost"
+        assert old.alive()
+        r = c.get("/bytes/1000")
+        assert (r.status, r.get("Connection"), r.sha256) == (200, "close", pattern.sha256(1000))
+        assert c.ended() == "fin"
+    one.wait_old_gone()
+
+
+def test_a_connection_without_a_request_yet_is_answered(line):
+    one = line()
+    with one.d.client() as c:
+        wait_until(lambda: one.d.metrics().total("sluice_active_connections") >= 1, "the connection to be accepted")
+        one.upgrade()
+        r = c.get("/bytes/1000")
+        assert (r.status, r.sha256) == (200, pattern.sha256(1000))
+    one.wait_old_gone()
+
+
+@pytest.mark.parametrize("moved_by", ["copy", "splice", "sockmap"])
+def test_a_running_body_ends_whole_and_the_old_process_with_it(line, moved_by):
+    one = line(splice={"engine": moved_by, "min_bytes": MIN_BYTES, "window": WINDOW})
+    require_engine(one.d, moved_by)
+    n = 24 << 20
+    with one.d.client(rcvbuf=65536) as c:
+        c.send(request_bytes("GET", f"/bytes/{n}"))
+        head = c.read_head()
+        old = one.d.process
+        one.upgrade()
+        assert old.alive()
+        assert_serves(one)
+        c.read_body(head)
+        assert (head.length, head.sha256) == (n, pattern.sha256(n))
+    one.wait_old_gone()
+
+
+def test_the_drain_has_an_end(line):
+    one = line(graceful_shutdown_timeout_seconds=1)
+    with one.d.client() as c:
+        c.get("/bytes/10")
+        one.upgrade()
+        one.wait_old_gone(10)
+        assert c.ended() == "fin"
+
+
+def test_sigterm_ends_a_drain_without_waiting_for_idle_connections(line):
+    one = line()
+    with one.d.client() as c:
+        c.get("/bytes/10")
+        old = one.d.process
+        one.upgrade()
+        old.send_signal(signal.SIGTERM)
+        one.wait_old_gone(10)
+        assert c.ended() == "fin"
+    assert_serves(one)
+
+
+# ---- how it is asked for
+
+
+@pytest.mark.parametrize("new_first", [False, True], ids=["quit_then_new", "new_then_quit"])
+def test_either_order(line, new_first):
+    one = line()
+    first = one.d.pid
+    second = one.upgrade(new_first).pid
+    assert_serves(one)
+    one.wait_old_gone()
+    assert not pid_alive(first)
+    assert pid_in_file(one) == second
+    assert one.d.status()
+    one.d.ctl("status")
+    assert one.d.metrics().total("sluice_upgrades_total") == 1
+
+
+def test_from_a_script_in_the_background(line):
+    one = line()
+    one.ask()
+    done = run_sluice("-c", one.d.config, "-d", "-u")
+    assert done.returncode == 0, done.stderr
+    pid = pid_in_file(one)
+    try:
+        assert pid != one.d.pid and pid_alive(pid)
+        assert_serves(one)
+        assert one.d.process.wait() == 0
+    finally:
+        kill_pid(pid, signal.SIGTERM)
+
+
+def test_the_operator_upgrades_with_one_command(line):
+    one = line()
+    done = one.d.ctl("upgrade")
+    assert "this process" in done.stdout
+    assert one.d.process.wait() == 0
+    pid = pid_in_file(one)
+    try:
+        assert pid_alive(pid)
+        assert_serves(one)
+    finally:
+        kill_pid(pid, signal.SIGTERM)
+
+
+def test_the_operator_needs_no_upgrade_sock(sluice, origin, tmp_path):
+    d = sluice([origin.address], pid_file=str(tmp_path / "p"))
+    d.ctl("upgrade")
+    assert d.process.wait() == 0
+    pid = int((tmp_path / "p").read_text())
+    try:
+        assert d.get("/bytes/10").status == 200
+    finally:
+        kill_pid(pid, signal.SIGTERM)
+
+
+def test_without_anybody_to_take_over_from(line):
+    one = line()
+    one.d.stop()
+    p = one.spawn()
+    assert p.wait() == 1
+    assert "nothing to take over" in p.text() + one.d.log() and "without -u" in p.text() + one.d.log()
+
+
+def test_without_upgrade_sock(sluice, origin):
+    d = sluice([origin.address])
+    d.send_signal(signal.SIGQUIT)
+    d.wait_event("upgrade_refused")
+    done = run_sluice("-c", d.config, "-u")
+    assert done.returncode == 1 and "upgrade_sock" in done.stderr
+    assert d.get("/bytes/10").status == 200
+
+
+@pytest.mark.slow
+def test_a_new_process_alone_says_what_to_do_and_gives_up(line):
+    one = line()
+    p = one.spawn()
+    one.d.wait_event("upgrade_waiting", pid=str(p.pid))
+    assert f"kill -QUIT {one.d.pid}" in one.d.log()
+    assert p.wait() == 1
+    assert f"kill -QUIT {one.d.pid}" in p.text()
+    assert_serves(one)
+    one.upgrade()
+    assert_serves(one)
+
+
+def test_of_two_new_processes_one_wins_and_the_other_is_told(line):
+    one = line()
+    a = one.spawn()
+    one.d.wait_event("upgrade_waiting", pid=str(a.pid))
+    b = one.spawn()
+    assert b.wait() == 1
+    assert "another upgrade is under way" in b.text() + one.d.log()
+    one.ask()
+    one.wait_serves(a)
+    assert_serves(one)
+    one.wait_old_gone()
+
+
+def test_a_reload_within_an_upgrade_is_refused(line):
+    one = line()
+    p = one.spawn(env={"SLUICE_FAULT": "exit_ready:1"})
+    one.d.wait_event("upgrade_waiting", pid=str(p.pid))
+    os.kill(p.pid, signal.SIGSTOP)
+    one.ask()
+    one.d.wait_event("upgrade_begun")
+    one.d.send_signal(signal.SIGHUP)
+    one.d.wait_event("reload_failed")
+    os.kill(p.pid, signal.SIGCONT)
+    one.d.wait_event("upgrade_failed")
+    one.d.send_signal(signal.SIGHUP)
+    one.d.wait_event("reloaded")
+    assert_serves(one)
+
+
+# ---- what goes wrong
+
+NEW_STEPS = ["exit_hello", "exit_adopt", "exit_opened", "exit_ready", "exit_go", "exit_serving"]
+OLD_STEPS = ["exit_offer", "exit_offered", "exit_commit", "exit_committed"]
+
+
+@pytest.mark.parametrize("step", NEW_STEPS)
+def test_a_new_process_that_dies_is_not_noticed(line, step):
+    one = line()
+    pins = sorted(os.listdir(one.d.pin_dir)) if os.path.isdir(one.d.pin_dir) else None
+    with Load(one.d.address, kinds=("kept", "pausing", "short", "large")) as load:
+        load.wait_more(10)
+        p = one.spawn(env={"SLUICE_FAULT": f"{step}:1"})
+        if step != "exit_hello":
+            one.d.wait_event("upgrade_waiting", pid=str(p.pid))
+            one.ask()
+        assert p.wait() == -signal.SIGKILL
+        one.d.wait_event("upgrade_failed")
+        load.wait_more(20)
+        assert pid_in_file(one) == one.d.pid
+        assert one.d.status() and one.d.ctl("status")
+        if pins is not None:
+            assert sorted(os.listdir(one.d.pin_dir)) == pins
+        one.upgrade()  # it can be asked again
+        load.wait_more(20)
+        load.stop()
+    # Only once the new process accepts (exit_serving) can connections be lost with it.
+    if step != "exit_serving":
+        load.check()
+    assert_serves(one)
+    one.wait_old_gone()
+    assert pid_in_file(one) == one.d.pid
+
+
+@pytest.mark.may_kill
+@pytest.mark.parametrize("step", OLD_STEPS)
+def test_an_old_process_that_dies_leaves_the_new_one_serving(line, step):
+    one = line(env={"SLUICE_FAULT": f"{step}:1"})
+    old = one.d.process
+    one.ask()
+    p = one.spawn()
+    assert old.wait() == -signal.SIGKILL
+    one.wait_serves(p)
+    one.before = []
+    assert_serves(one)
+    assert pid_in_file(one) == p.pid
+    assert one.d.status() and one.d.ctl("status")
+    one.upgrade()
+    assert_serves(one)
+
+
+def test_an_old_process_killed_while_a_new_one_waits(line):
+    one = line()
+    old = one.d.process
+    p = one.spawn()
+    one.d.wait_event("upgrade_waiting", pid=str(p.pid))
+    old.send_signal(signal.SIGKILL)
+    assert old.wait() == -signal.SIGKILL
+    one.wait_serves(p)
+    one.before = []
+    assert_serves(one)
+
+
+def test_a_bad_configuration_leaves_the_old_process_serving(line):
+    one = line()
+    bad = one.d.directory / "bad.yaml"
+    bad.write_text(one.d.config.read_text().replace("upstreams:", "upstraems:"))
+    p = one.spawn(config=bad)
+    assert p.wait() == 1 and "upstraems" in p.text()
+    taken = socket.create_server(("127.0.0.1", 0))
+    one.d.more_listeners = [{"address": f"127.0.0.1:{taken.getsockname()[1]}",
+                             "routes": [{"upstream": next(iter(one.d.upstreams))}]}]
+    one.d.write_config()
+    one.ask()
+    p = one.spawn()
+    assert p.wait() == 1
+    e = one.d.wait_event("upgrade_failed")
+    assert "cannot listen" in e["line"]
+    assert_serves(one)
+    assert one.d.status() and one.d.ctl("status")
+    taken.close()
+    one.upgrade()
+    assert_serves(one)
+    one.wait_old_gone()
+
+
+def test_the_operator_is_told_of_a_bad_configuration(line):
+    one = line()
+    good = one.d.config.read_text()
+    one.d.config.write_text(good.replace("upstreams:", "upstraems:"))
+    one.d.ctl("upgrade", check=False)
+    e = one.d.wait_event("upgrade_process_ended")
+    assert "upstraems" in e["line"]
+    assert_serves(one)
+    one.d.config.write_text(good)
+    one.upgrade()
+    assert_serves(one)
+
+
+def connect_as_stranger(path, uid):
+    """What a process of another user gets: in a child, which can change its user."""
+    r, w = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.setuid(uid)
+        s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            s.settimeout(5)
+            s.connect(path)
+            os.write(w, s.recv(1000))
+        except OSError as e:
+            os.write(w, f"error {e.errno}".encode())
+        os._exit(0)
+    os.close(w)
+    os.waitpid(pid, 0)
+    with os.fdopen(r, "rb") as f:
+        return f.read()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
+def test_a_stranger_gets_nothing(line, tmp_path):
+    one = line()
+    path = one.d.top["upgrade_sock"]
+    assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
+    for p in (tmp_path, *tmp_path.parents):
+        if str(p).startswith("/tmp/"):
+            os.chmod(p, 0o755)
+    assert connect_as_stranger(path, 65534) == b"error 13"
+    os.chmod(path, 0o666)
+    assert b"only root" in connect_as_stranger(path, 65534)
+    one.d.wait_event("upgrade_refused", uid="65534")
+    assert_serves(one)
+
+
+@pytest.mark.parametrize("junk", [b"", b"x", b"GET / HTTP/1.1\r\n\r\n", b"slucXXXXYYYYZZZZ" * 100,
+                                  b"slua\1\0\1\0\5\0\377\377"], ids=["empty", "byte", "http", "long", "cut"])
+def test_junk_on_the_upgrade_socket_changes_nothing(line, junk):
+    one = line()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as s:
+        s.connect(one.d.top["upgrade_sock"])
+        s.send(junk) if junk else None
+        s.settimeout(5)
+        if junk:
+            s.recv(1000)
+    one.d.wait_event("upgrade_failed")
+    assert_serves(one)
+    one.upgrade()
+    assert_serves(one)
+
+
+# ---- what goes along
+
+
+def test_listeners_come_and_go_with_an_upgrade(line):
+    one = line()
+    path, other = str(one.d.directory / "l.sock"), free_port()
+    route = [{"upstream": next(iter(one.d.upstreams))}]
+    one.d.more_listeners = [{"address": f"unix:{path}", "routes": route}, {"address": f"127.0.0.1:{other}", "routes": route}]
+    one.d.write_config()
+    one.upgrade()
+    assert get(path, "/bytes/10").status == get(("127.0.0.1", other), "/bytes/10").status == 200
+    one.d.more_listeners = one.d.more_listeners[:1]
+    one.d.write_config()
+    with Client(("127.0.0.1", other)) as kept:
+        assert kept.get("/bytes/10").status == 200
+        one.upgrade()
+        r = kept.get("/bytes/10")
+        assert (r.status, r.get("Connection")) == (200, "close")
+    one.wait_old_gone()
+    assert get(path, "/bytes/10").status == 200, "the unix socket must outlive the process that made it"
+    with pytest.raises(ConnectionRefusedError):
+        Client(("127.0.0.1", other))
+    one.d.stop()
+    assert not os.path.exists(path) and not os.path.exists(one.d.top["upgrade_sock"])
+
+
+def bpf_id(path):
+    done = subprocess.run(["/usr/sbin/bpftool", "-j", "map", "show", "pinned", path], capture_output=True, text=True)
+    return json.loads(done.stdout)["id"] if done.returncode == 0 else None
+
+
+def test_health_and_what_the_operator_decided_go_along(line, own_origin):
+    one = line({"one": {"servers": [{"address": own_origin("a").address}, {"address": own_origin("b").address}]}})
+    a, b = (s["address"] for s in one.d.upstreams["one"]["servers"])
+    one.d.ctl("drain", f"one/{a}")
+    pin = f"{one.d.pin_dir}/health"
+    before = bpf_id(pin) if os.path.exists(pin) else None
+    for _ in range(2):
+        one.upgrade()
+        one.wait_old_gone()
+        if before is not None:
+            assert bpf_id(pin) == before, "the health table was replaced"
+            text = one.d.ctl("backends").stdout
+            drained = [ln for ln in text.splitlines() if "drain" in ln]
+            assert len(drained) == 1 and a in drained[0] and b in text, text
+    if before is None:
+        pytest.skip("no pinned maps here")
+    one.d.stop()
+    assert not os.path.exists(pin), "pins must go with the last process"
+
+
+def test_sockets_of_the_service_manager(line, tmp_path, origin):
+    """LISTEN_FDS: the daemon serves on what it is given, and hands it on."""
+    given = socket.socket()
+    given.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    given.bind(("127.0.0.1", 0))
+    given.listen(64)
+    port = given.getsockname()[1]
+
+    def preexec():
+        os.dup2(given.fileno(), 3)
+        os.set_inheritable(3, True)
+
+    config = tmp_path / "activated.yaml"
+    log = tmp_path / "activated.log"
+    config.write_text(f"""version: 1
+threads: 2
+error_log: {log}
+bpf: {{pin_dir: /sys/fs/bpf/sluice-test-{os.getpid()}-activated}}
+listeners:
+  - address: 127.0.0.1:{port}
+    routes: [{{upstream: one}}]
+upstreams:
+  one:
+    servers: [{{address: "{origin.address}"}}]
+""")
+    p = subprocess.Popen(["/bin/sh", "-c", f"LISTEN_PID=$$ LISTEN_FDS=1 exec {build.SLUICE} -c {config}"],
+                         preexec_fn=preexec, close_fds=False, env=environment())
+    try:
+        wait_until(lambda: log.exists() and "event=ready" in log.read_text(), "ready")
+        given.close()
+        for _ in range(8):
+            assert get(("127.0.0.1", port), "/bytes/10").status == 200
+    finally:
+        p.send_signal(signal.SIGTERM)
+        assert p.wait(20) == 0
