@@ -4,7 +4,7 @@
 # files where the kernel's TLS or the engines matter; all of them take too long emulated.
 results=${VMTEST_RESULTS:?}
 export PYTHONDONTWRITEBYTECODE=1 SLUICE_TEST_SLOW=10
-[ $# -gt 0 ] || set -- tests/e2e/test_upstream_tls.py tests/e2e/test_listener_tls.py tests/e2e/test_bodies.py
+[ $# -gt 0 ] || set -- tests/e2e/test_kernel_tls.py tests/e2e/test_upstream_tls.py tests/e2e/test_listener_tls.py tests/e2e/test_bodies.py
 timeout 1200 /usr/bin/pytest-3 -p no:cacheprovider --tb=short -q -rA "$@" > /tmp/e2e.out 2>&1
 rc=$?
 cat /tmp/e2e.out
