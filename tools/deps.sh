@@ -1,13 +1,14 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 # Installs what is missing on Debian and Ubuntu, by package name, and says so
-# first. Usage: sh tools/deps.sh [build|test|bench|vm]...   (build is always in)
+# first. Usage: sh tools/deps.sh [build|test|bench|vm|browser]...   (build is always in)
 # Does nothing, quickly and without root, when everything is there.
 set -eu
 
 build="gcc make clang llvm libc6-dev libbpf-dev libelf-dev zlib1g-dev libssl-dev libyaml-dev openssl curl ca-certificates pkg-config"
 test="python3 python3-pytest python3-h11 libcmocka-dev wrk procps iproute2 git util-linux libclang-rt-dev"
 bench="haproxy nginx-light wrk"
+browser="chromium"
 vm="qemu-system-x86 udev busybox-static kmod file cpio python3-argcomplete python3-requests"
 
 # bpftool is a package of its own on Debian and part of linux-tools on Ubuntu.
@@ -26,8 +27,9 @@ for group in "$@"; do
 	test) want="$want $test" ;;
 	bench) want="$want $bench" ;;
 	vm) want="$want $vm" ;;
+	browser) want="$want $browser" ;;
 	*)
-		echo "deps.sh: unknown group '$group' (build, test, bench, vm)" >&2
+		echo "deps.sh: unknown group '$group' (build, test, bench, vm, browser)" >&2
 		exit 2
 		;;
 	esac

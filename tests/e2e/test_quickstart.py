@@ -13,7 +13,7 @@ from lib.wait import wait_until
 def test_requests_alternate_between_two_https_origins(sluice, origin, origin_two, certs_dir):
     d = sluice({"one": {"tls": {"sni": "one.demo", "verify": True, "ca_file": str(certs_dir / "ca.pem")}, "host": "one.demo",
                         "servers": [{"address": origin.tls_address}, {"address": origin_two.tls_address}],
-                        "health_check": {"type": "tcp", "interval": "1s"}}}, threads=1)
+                        "health_check": {"type": "tcp", "interval": "1s"}}}, threads=3)
     bodies = [d.get("/").body for _ in range(8)]
     assert set(bodies) == {b"Hello from one\n", b"Hello from two\n"}
     assert all(a != b for a, b in zip(bodies, bodies[1:])), f"not in turns: {bodies}"
