@@ -113,7 +113,7 @@ def test_a_storm_of_aborted_flows_leaves_nothing_behind(sluice, origin, engine):
     base = socket_fds(d.pid)
     rnd = random.Random(7)
     paths = ["/bytes/3000000", "/chunked/2000000?chunk=100000", "/short/2000000?send=1000000", "/short/2000000?send=500000&rst=1",
-             "/slow?bytes=1000000&rate=300000&ms=10", "/delay/50?bytes=500000", "/reset", "/close/1000000", "/drop"]
+             "/slow?bytes=1000000&rate=3000000&ms=10", "/delay/50?bytes=500000", "/reset", "/close/1000000", "/drop"]
     errors = []
 
     def flow(number, path, take, how, upload):

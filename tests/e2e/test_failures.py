@@ -31,7 +31,7 @@ def test_running_out_of_descriptors_is_survived(sluice, origin):
             except (Ended, TimeoutError):
                 statuses.append(None)
             c.close()
-        assert statuses.count(200) > 50, statuses
+        assert statuses.count(200) > 20 and set(statuses) <= {200, 503}, statuses
     assert d.process.alive()
 
     def served():
