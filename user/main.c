@@ -218,8 +218,9 @@ static void upgrade_handed_over(void *ctx, pid_t pid)
 	drain(a, false, "handed over");
 }
 
-static void upgrade_went_wrong(_unused_ void *ctx)
+static void upgrade_went_wrong(void *ctx)
 {
+	kern_repin(((struct app *)ctx)->kern);
 }
 
 /* The operator's verb: the binary on disk takes over, all in one. */

@@ -265,6 +265,17 @@ def test_a_reload_within_an_upgrade_is_refused(line):
 
 # ---- what goes wrong
 
+def pin_ids(one):
+    """Name and map behind each pin; {} where nothing is pinned."""
+    names = sorted(os.listdir(one.d.pin_dir)) if os.path.isdir(one.d.pin_dir) else []
+    return {n: bpf_id(f"{one.d.pin_dir}/{n}") for n in names}
+
+
+def bpf_id(path):
+    done = subprocess.run(["/usr/sbin/bpftool", "-j", "map", "show", "pinned", path], capture_output=True, text=True)
+    return json.loads(done.stdout)["id"] if done.returncode == 0 else None
+
+
 NEW_STEPS = ["exit_hello", "exit_adopt", "exit_opened", "exit_ready", "exit_go", "exit_serving"]
 OLD_STEPS = ["exit_offer", "exit_offered", "exit_commit", "exit_committed"]
 
@@ -272,7 +283,7 @@ OLD_STEPS = ["exit_offer", "exit_offered", "exit_commit", "exit_committed"]
 @pytest.mark.parametrize("step", NEW_STEPS)
 def test_a_new_process_that_dies_is_not_noticed(line, step):
     one = line()
-    pins = sorted(os.listdir(one.d.pin_dir)) if os.path.isdir(one.d.pin_dir) else None
+    pins = pin_ids(one)
     with Load(one.d.address, kinds=("kept", "pausing", "short", "large")) as load:
         load.wait_more(10)
         p = one.spawn(env={"SLUICE_FAULT": f"{step}:1"})
@@ -284,8 +295,7 @@ def test_a_new_process_that_dies_is_not_noticed(line, step):
         load.wait_more(20)
         assert pid_in_file(one) == one.d.pid
         assert one.d.status() and one.d.ctl("status")
-        if pins is not None:
-            assert sorted(os.listdir(one.d.pin_dir)) == pins
+        assert pin_ids(one) == pins, "the pins are not those of the process that serves"
         one.upgrade()  # it can be asked again
         load.wait_more(20)
         load.stop()
@@ -295,6 +305,23 @@ def test_a_new_process_that_dies_is_not_noticed(line, step):
     assert_serves(one)
     one.wait_old_gone()
     assert pid_in_file(one) == one.d.pid
+
+
+@pytest.mark.parametrize("step", ["exit_opened", "exit_ready", "exit_go"])
+def test_more_threads_that_never_come_are_not_noticed(line, step):
+    """Sockets that the new process adds must not get connections before it accepts."""
+    one = line()
+    with Load(one.d.address, kinds=("short",) * 6) as load:
+        load.wait_more(10)
+        one.d.top["threads"] = 6
+        one.d.write_config()
+        p = one.spawn(env={"SLUICE_FAULT": f"{step}:1"})
+        one.d.wait_event("upgrade_waiting", pid=str(p.pid))
+        one.ask()
+        assert p.wait() == -signal.SIGKILL
+        load.wait_more(60)
+        load.stop()
+    load.check()
 
 
 @pytest.mark.may_kill
@@ -437,11 +464,6 @@ def test_listeners_come_and_go_with_an_upgrade(line):
         Client(("127.0.0.1", other))
     one.d.stop()
     assert not os.path.exists(path) and not os.path.exists(one.d.top["upgrade_sock"])
-
-
-def bpf_id(path):
-    done = subprocess.run(["/usr/sbin/bpftool", "-j", "map", "show", "pinned", path], capture_output=True, text=True)
-    return json.loads(done.stdout)["id"] if done.returncode == 0 else None
 
 
 def test_health_and_what_the_operator_decided_go_along(line, own_origin):

@@ -148,7 +148,7 @@ int sock_listen(const struct sock_addr *a, int backlog, bool reuseport)
 		if (a->sa.sa_family == AF_INET6)
 			setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &one, sizeof(one));
 	}
-	if (bind(fd, &a->sa, a->len) < 0 || listen(fd, backlog) < 0) {
+	if (bind(fd, &a->sa, a->len) < 0 || (backlog >= 0 && listen(fd, backlog) < 0)) {
 		r = -errno;
 		close(fd);
 		return r;

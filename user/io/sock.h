@@ -30,7 +30,8 @@ const char *sock_text(char out[static SOCK_TEXT_MAX], const struct sock_addr *a,
 uint16_t sock_port(const struct sock_addr *a);
 
 /*
- * Listens on a. reuseport: several sockets share the address, the kernel
+ * Listens on a; a negative backlog: is only bound, listen(2) is still due.
+ * reuseport: several sockets share the address, the kernel
  * spreads connections over them. A stale unix socket file (nobody answers) is
  * replaced. The descriptor, or -errno.
  */

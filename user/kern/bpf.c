@@ -399,6 +399,12 @@ int kern_lock_fd(const struct kern *k)
 	return k->pins ? pin_lock_fd(k->pins) : -1;
 }
 
+void kern_repin(struct kern *k)
+{
+	if (k->pins && k->state)
+		pins_make(k);
+}
+
 uint64_t kern_outstanding(struct kern *k)
 {
 	uint64_t sum = 0;

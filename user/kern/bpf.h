@@ -75,6 +75,9 @@ static inline uint64_t kern_counter_get(const struct sluice_counters *c, size_t 
 /* Lock of the pin directory, to be handed to a process that takes over; -1 when nothing is pinned. Not to be closed. */
 int kern_lock_fd(const struct kern *k);
 
+/* Puts our pins back, after a process that was to take over replaced some of them and ended. */
+void kern_repin(struct kern *k);
+
 /* Bytes redirected or pumped and not yet in a target's send buffer, over all flows: for metrics, walks the flows. */
 uint64_t kern_outstanding(struct kern *k);
 /* New bounds after a reload; take effect at once. */

@@ -94,7 +94,11 @@ static int address_new(struct listener_address **out, const struct conf_listener
 	if (adopted)
 		sock_local(a->fd[0], &want);
 	while (a->n < (a->is_tcp ? workers : 1)) {
-		int fd = sock_listen(&want, BACKLOG, a->is_tcp);
+		/*
+		 * Next to sockets that another process accepts on, a further one must not get
+		 * connections before we accept: if we do not come up they would be lost.
+		 */
+		int fd = sock_listen(&want, adopted ? -1 : BACKLOG, a->is_tcp);
 
 		if (fd < 0 && adopted) {
 			/* Opened by another user, or without SO_REUSEPORT: the workers share what there is. */
@@ -116,6 +120,7 @@ static int address_new(struct listener_address **out, const struct conf_listener
 		}
 	}
 	sock_text(a->text, &want, true);
+	a->listening = adopted ? adopted : a->n;
 	a->places = MAX_OF(a->n, workers);
 	atomic_store(&a->accepting, a->places);
 	atomic_store(&a->refs, a->places);
@@ -173,6 +178,20 @@ int addresses_for(struct list *table, const struct conf *conf, unsigned workers,
 	}
 	*out = list;
 	return 0;
+}
+
+void addresses_listen(struct list *table)
+{
+	struct list *it, *next;
+
+	list_for_each_safe(it, next, table) {
+		struct listener_address *a = list_entry(it, struct listener_address, link);
+
+		for (; a->listening < a->n; a->listening++)
+			if (listen(a->fd[a->listening], BACKLOG) < 0)
+				log_error("listen_failed", "listener=%s errno=%d reason=\"%s\"", a->text, errno,
+					  strerror(errno));
+	}
 }
 
 void addresses_settle(struct list *table, struct listener_address **list, uint32_t n)

@@ -17,6 +17,8 @@
  */
 int addresses_for(struct list *table, const struct conf *conf, unsigned workers, struct handed *handed,
 		  struct listener_address ***out, char *err, size_t errlen);
+/* Accepting is about to begin: what is only bound listens now. */
+void addresses_listen(struct list *table);
 /* The change that opened fresh ones does not come; nobody has seen them. */
 void addresses_forget_fresh(struct list *table);
 /* The change comes: retires what is not in list[0..n). Before the workers are told. */

@@ -31,6 +31,7 @@ struct listener_address {
 	char text[128];	      /* as bound */
 	int *fd;	/* n of them; -1 once closed */
 	unsigned n, places;
+	unsigned listening; /* the first so many; the others are bound and follow when accepting begins */
 	bool is_tcp;
 	bool owns_path; /* the socket file goes with it */
 	bool fresh;	/* main thread: opened by the reload in hand */

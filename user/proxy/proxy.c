@@ -299,6 +299,7 @@ void proxy_accept(struct proxy *p)
 	struct proxy_change *first = p->first;
 
 	p->first = NULL;
+	addresses_listen(&p->addresses);
 	change_send(first);
 	addresses_settle(&p->addresses, p->current, p->conf->listener_count);
 	for (uint32_t i = 0; i < p->conf->listener_count; i++)
