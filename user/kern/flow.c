@@ -9,10 +9,13 @@
  *   1. the target has written everything moved so far, or our send would overtake
  *   2. the target has room enough that the next burst is worth its brake
  *   3. peek at the source: consumes nothing, the window stays shut
- *   4. send to the target
- *   5. publish: forwarded += k
- *   6. consume the k bytes: only now does the window open, and what arrives next
- *      finds copied_seq at its first byte and is redirected
+ *   4. send to the target, publish it in `forwarded`; these bytes are "ahead"
+ *   5. more was passed meanwhile: again from 3, until the sender has stopped
+ *   6. consume all of it at once: only now does the window open, and what
+ *      arrives next finds copied_seq at its first byte and is redirected
+ * Consuming piece by piece would open the window while bytes are unread, and
+ * what comes in would have to be passed again: a sender that never pauses
+ * would be chased for the whole body.
  * Between 1 and 3 the program may have redirected more if nothing was unread
  * at 1. Once the peek shows something it can not any more; so redirected is
  * read again after the peek, and 1 is repeated when it moved.
@@ -95,16 +98,19 @@ static void poll_later(struct flow *f, uint64_t missing)
  */
 static int64_t target_missing(struct flow *f)
 {
-	uint64_t want = f->written_base + moved(f), written;
+	uint64_t want, written;
 	struct tcp_info ti;
 	int r;
 
 	if (f->flushed == f->redirected)
 		return 0;
-	for (int try = 0; try < 2; try++) {
+	for (int try = 0; try < 3; try++) {
 		r = sock_written(f->dst->fd, &written, &ti);
 		if (r < 0)
 			return r;
+		/* The program may be ahead of the value read last, never of this one by what was written before it. */
+		refresh(f);
+		want = f->written_base + moved(f);
 		f->notsent = ti.tcpi_notsent_bytes;
 		f->rate = ti.tcpi_delivery_rate;
 		if (written == want) {
@@ -183,16 +189,23 @@ static enum flow_result source_ended(struct flow *f)
 	return source_done(f);
 }
 
-/* Reads k bytes off the source that were seen by a peek. 0 or -errno. */
-static int consume(struct flow *f, size_t k)
+/*
+ * Reads off the source what was sent ahead. 0 or -errno. Before, the window is
+ * clamped to a part of the receive buffer: the update this sends makes the
+ * sender fill it at once, which on loopback happens while the lock is held
+ * here; were it the whole buffer, the kernel would count the waiting bytes as
+ * used up, answer with a tiny window and never think of it again.
+ */
+static int consume(struct flow *f)
 {
-	while (k > 0) {
-		ssize_t n = recv(f->src->fd, f->group->buffer, k, MSG_DONTWAIT);
+	sock_source_clamp(f->src->fd);
+	while (f->ahead > 0) {
+		ssize_t n = recv(f->src->fd, f->group->buffer, f->ahead, MSG_DONTWAIT);
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n <= 0)
 			return n == 0 ? -EPROTO : -errno;
-		k -= (size_t)n;
+		f->ahead -= (size_t)n;
 	}
 	return 0;
 }
@@ -210,29 +223,30 @@ static enum flow_result room_wait(struct flow *f)
 static enum flow_result pump(struct flow *f)
 {
 	struct flow_group *g = f->group;
+	uint64_t passed;
+	int64_t missing;
+	ssize_t n, k;
+	int r;
 
 	f->window = MIN_OF((uint32_t)g->splice->window, __atomic_load_n(&g->splice->limits->window_max, __ATOMIC_RELAXED));
 	for (;;) {
-		uint64_t passed;
-		int64_t missing;
-		ssize_t n, k;
-		int r;
-
 		refresh(f);
 		if (__atomic_load_n(&shared(f)->broken, __ATOMIC_RELAXED))
 			return finish(f, FLOW_SRC_ERROR, EPROTO);
-		if (moved(f) == f->limit)
-			return source_done(f);
+		if (moved(f) == f->limit) {
+			r = consume(f);
+			return r < 0 ? finish(f, FLOW_SRC_ERROR, -r) : source_done(f);
+		}
 		missing = target_missing(f);
 		if (missing < 0)
 			return finish(f, FLOW_DST_ERROR, (int)-missing);
 		if (missing > 0)
 			return target_wait(f, missing);
-		if (f->notsent > f->window / 4 && f->state == FLOW_SPILL)
+		if (f->notsent > f->window / 4)
 			return room_wait(f);
 
 		passed = __atomic_load_n(&shared(f)->passed, __ATOMIC_ACQUIRE);
-		n = recv(f->src->fd, g->buffer, MIN_OF((uint64_t)FLOW_BUFFER, f->limit - moved(f)), MSG_PEEK | MSG_DONTWAIT);
+		n = recv(f->src->fd, g->buffer, MIN_OF((uint64_t)FLOW_BUFFER, f->limit - moved(f) + f->ahead), MSG_PEEK | MSG_DONTWAIT);
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n < 0 && errno == EAGAIN)
@@ -245,22 +259,28 @@ static enum flow_result pump(struct flow *f)
 		if (f->redirected != f->flushed)
 			continue;
 
-		k = send(f->dst->fd, g->buffer, (size_t)n, MSG_DONTWAIT | MSG_NOSIGNAL);
-		if (k < 0 && errno == EINTR)
+		if ((size_t)n > f->ahead) {
+			k = send(f->dst->fd, g->buffer + f->ahead, (size_t)n - f->ahead, MSG_DONTWAIT | MSG_NOSIGNAL);
+			if (k < 0 && errno == EINTR)
+				continue;
+			if (k < 0 && errno == EAGAIN)
+				return room_wait(f);
+			if (k < 0)
+				return finish(f, FLOW_DST_ERROR, errno);
+			f->ahead += (size_t)k;
+			f->forwarded += (uint64_t)k;
+			__atomic_store_n(&shared(f)->forwarded, f->forwarded, __ATOMIC_SEQ_CST);
+			g->counters->flow_pump_bytes += (uint64_t)k;
+			g->counters->flow_pumps++;
+			if (f->ahead < (size_t)n)
+				return room_wait(f);
+		}
+		/* Grown since? A full buffer is emptied first: the peek can not show more. */
+		if (n < FLOW_BUFFER && moved(f) != f->limit && __atomic_load_n(&shared(f)->passed, __ATOMIC_ACQUIRE) != passed)
 			continue;
-		if (k < 0 && errno == EAGAIN)
-			return room_wait(f);
-		if (k < 0)
-			return finish(f, FLOW_DST_ERROR, errno);
-		f->forwarded += (uint64_t)k;
-		__atomic_store_n(&shared(f)->forwarded, f->forwarded, __ATOMIC_SEQ_CST);
-		g->counters->flow_pump_bytes += (uint64_t)k;
-		g->counters->flow_pumps++;
-		r = consume(f, (size_t)k);
+		r = consume(f);
 		if (r < 0)
 			return finish(f, FLOW_SRC_ERROR, -r);
-		if (k < n)
-			return room_wait(f);
 	}
 }
 
@@ -394,6 +414,7 @@ uint64_t flow_disarm(struct flow *f)
 		__atomic_store_n(&shared(f)->epoch, 0, __ATOMIC_SEQ_CST);
 		sock_program_barrier(fd);
 		refresh(f);
+		(void)consume(f);
 	}
 	want = f->written_base + moved(f);
 	if (sock_written_exact(f->dst->fd, &written, &ti) < 0)

@@ -88,6 +88,7 @@ struct flow {
 	struct flow_sock *src, *dst;
 	uint64_t limit;
 	uint64_t forwarded, redirected; /* own count; last value read */
+	size_t ahead;		/* unread bytes of src that dst was sent already */
 	uint64_t flushed;	/* value of redirected for which dst was seen to have written everything */
 	uint64_t written_base;	/* what dst had written when the flow was armed */
 	uint64_t passed;	/* the program's count when nothing was left unread */

@@ -135,8 +135,10 @@ static void room_events(struct flow_group *g)
 			if (!fs)
 				continue; /* ring or timer */
 			sock_room_end(fs);
-			if (fs->as_target)
-				flow_wake(fs->as_target);
+			if (!fs->as_target)
+				continue;
+			fs->as_target->notsent = 0; /* that is what the event says */
+			flow_wake(fs->as_target);
 		}
 	} while (n == FLOW_BATCH);
 }

@@ -17,7 +17,7 @@ enum flow_state { FLOW_IDLE, FLOW_KERNEL, FLOW_SPILL, FLOW_DRAIN };
 /* Of tcpi_state. */
 enum { SOCK_ESTABLISHED = 1, SOCK_CLOSE_WAIT = 8 };
 
-#define FLOW_BUFFER (256u << 10)
+#define FLOW_BUFFER (512u << 10)
 #define FLOW_BATCH 64
 
 struct flow_group {
@@ -54,6 +54,8 @@ int sock_written_exact(int fd, uint64_t *written, struct tcp_info *ti);
 /* Tells flow_step once when at most low bytes are unsent (and the send buffer is not full). 0 or -errno. */
 int sock_room_wait(struct flow_sock *fs, uint32_t low);
 void sock_room_end(struct flow_sock *fs);
+/* Bounds the window a source offers. */
+void sock_source_clamp(int fd);
 /* Waits until no run of the verdict program that began before is under way on this socket. */
 void sock_program_barrier(int fd);
 

@@ -98,17 +98,27 @@ static int refuse(struct flow_sock *fs, enum flow_refusal why, struct sluice_cou
 	return FLOW_NOT_NOW;
 }
 
+#define SOURCE_BUFFER (256 << 10) /* the kernel doubles it */
+#define SOURCE_WINDOW (128 << 10)
+
 /*
  * What is passed when a flow is braked has to be copied by user space, and is
- * at most the source's receive window; so the buffer of a near source is made
+ * at most the source's receive window; so the window of a near source is made
  * small. A far one needs its bandwidth-delay product and keeps autotuning.
  */
 static void source_buffer(int fd, const struct tcp_info *ti)
 {
-	int size = 128 << 10;
+	int size = SOURCE_BUFFER;
 
 	if (ti->tcpi_rtt <= 1000)
 		(void)setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &size, sizeof(size));
+}
+
+/* Newer kernels forget the clamp when they measure another segment size, so it is set anew before it matters. */
+void sock_source_clamp(int fd)
+{
+	int window = SOURCE_WINDOW;
+	(void)setsockopt(fd, IPPROTO_TCP, TCP_WINDOW_CLAMP, &window, sizeof(window));
 }
 
 /*
