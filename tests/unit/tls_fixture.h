@@ -31,7 +31,7 @@ struct identity {
 
 struct leaf_spec {
 	const char *cn, *alt; /* alt: "DNS:a.example,IP:127.0.0.1" */
-	long from, to;	      /* seconds from now; 0, 0: yesterday until tomorrow */
+	long from, to;        /* seconds from now; 0, 0: yesterday until tomorrow */
 	bool ca, rsa;
 };
 
@@ -75,7 +75,8 @@ static struct identity make_identity(const struct identity *issuer, const struct
 	X509_NAME_add_entry_by_txt(name, "CN", MBSTRING_ASC, (const unsigned char *)spec->cn, -1, -1, 0);
 	X509_set_issuer_name(id.cert, X509_get_subject_name(by->cert));
 	X509_set_pubkey(id.cert, id.key);
-	fixture_extension(id.cert, by->cert, NID_basic_constraints, spec->ca ? "critical,CA:TRUE" : "critical,CA:FALSE");
+	fixture_extension(id.cert, by->cert, NID_basic_constraints,
+			  spec->ca ? "critical,CA:TRUE" : "critical,CA:FALSE");
 	if (spec->ca)
 		fixture_extension(id.cert, by->cert, NID_key_usage, "critical,keyCertSign,cRLSign");
 	if (spec->alt)

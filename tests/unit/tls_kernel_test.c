@@ -33,21 +33,18 @@ static int teardown(void **state _unused_)
 	return 0;
 }
 
-#define need_kernel()             \
-	do {                      \
-		if (absent[0])    \
-			skip();   \
+#define need_kernel()           \
+	do {                    \
+		if (absent[0])  \
+			skip(); \
 	} while (0)
 
 static const struct suite_case {
 	const char *version, *ciphers, *suites;
 } suites[] = {
-	{ "1.2", "ECDHE-ECDSA-AES128-GCM-SHA256", NULL },
-	{ "1.2", "ECDHE-ECDSA-AES256-GCM-SHA384", NULL },
-	{ "1.2", "ECDHE-ECDSA-CHACHA20-POLY1305", NULL },
-	{ "1.3", NULL, "TLS_AES_128_GCM_SHA256" },
-	{ "1.3", NULL, "TLS_AES_256_GCM_SHA384" },
-	{ "1.3", NULL, "TLS_CHACHA20_POLY1305_SHA256" },
+	{ "1.2", "ECDHE-ECDSA-AES128-GCM-SHA256", NULL }, { "1.2", "ECDHE-ECDSA-AES256-GCM-SHA384", NULL },
+	{ "1.2", "ECDHE-ECDSA-CHACHA20-POLY1305", NULL }, { "1.3", NULL, "TLS_AES_128_GCM_SHA256" },
+	{ "1.3", NULL, "TLS_AES_256_GCM_SHA384" },        { "1.3", NULL, "TLS_CHACHA20_POLY1305_SHA256" },
 };
 
 /* Which end is in the kernel; the other is OpenSSL alone. */
@@ -431,7 +428,9 @@ static void send_typed(int fd, unsigned char type, const void *p, size_t n)
 	union {
 		struct cmsghdr h;
 		char space[CMSG_SPACE(1)];
-	} c = { .h = { .cmsg_len = CMSG_LEN(1), .cmsg_level = 282, .cmsg_type = 1 } }; /* SOL_TLS, TLS_SET_RECORD_TYPE */
+	} c = {
+		.h = { .cmsg_len = CMSG_LEN(1), .cmsg_level = 282, .cmsg_type = 1 }
+	}; /* SOL_TLS, TLS_SET_RECORD_TYPE */
 	struct iovec iov = { (void *)(uintptr_t)p, n };
 	struct msghdr m = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = &c, .msg_controllen = sizeof(c.space) };
 
@@ -446,14 +445,14 @@ static const struct {
 	ssize_t want; /* of the next read; 4: the data behind it */
 	enum tls_failure failure;
 } records[] = {
-	{ 21, "\x02\x28", 2, -EPROTO, TLS_FAIL_ALERT },	  /* handshake_failure */
-	{ 21, "\x02\x2d", 2, -EPROTO, TLS_FAIL_ALERT },	  /* certificate_expired */
-	{ 21, "\x01\x5a", 2, 4, TLS_FAIL_NONE },		  /* user_canceled */
-	{ 21, "\x01\x00", 2, 0, TLS_FAIL_NONE },		  /* close_notify */
-	{ 22, "\x01\x00\x00\x00", 4, -EPROTO, TLS_FAIL_PROTOCOL }, /* ClientHello */
+	{ 21, "\x02\x28", 2, -EPROTO, TLS_FAIL_ALERT },                    /* handshake_failure */
+	{ 21, "\x02\x2d", 2, -EPROTO, TLS_FAIL_ALERT },                    /* certificate_expired */
+	{ 21, "\x01\x5a", 2, 4, TLS_FAIL_NONE },                           /* user_canceled */
+	{ 21, "\x01\x00", 2, 0, TLS_FAIL_NONE },                           /* close_notify */
+	{ 22, "\x01\x00\x00\x00", 4, -EPROTO, TLS_FAIL_PROTOCOL },         /* ClientHello */
 	{ 22, "\x18\x00\x00\x01\x00\x18", 6, -EPROTO, TLS_FAIL_PROTOCOL }, /* KeyUpdate not at the end of its record */
-	{ 22, "\x04\x00\x00\x01\x00", 5, 4, TLS_FAIL_NONE },	  /* a ticket nobody keeps */
-	{ 22, "\x04\x00", 2, 4, TLS_FAIL_NONE },		  /* a message that goes on later */
+	{ 22, "\x04\x00\x00\x01\x00", 5, 4, TLS_FAIL_NONE },               /* a ticket nobody keeps */
+	{ 22, "\x04\x00", 2, 4, TLS_FAIL_NONE },                           /* a message that goes on later */
 };
 
 static void records_that_are_not_data_are_judged(void **state _unused_)

@@ -126,7 +126,8 @@ static void bytes_pass_whole_both_ways_whatever_the_socket_takes(void **state _u
 
 		for (int k = 0; k < 2; k++) {
 			setsockopt(e.fd[k], SOL_SOCKET, SO_SNDBUF, &small, sizeof(small));
-			assert_int_equal(tls_kernel(f[k].t), ktls == TLS_KTLS_REQUIRE ? TLS_KERNEL_BOTH : tls_kernel(f[k].t));
+			assert_int_equal(tls_kernel(f[k].t),
+					 ktls == TLS_KTLS_REQUIRE ? TLS_KERNEL_BOTH : tls_kernel(f[k].t));
 		}
 		for (;;) {
 			struct pollfd p[2];
@@ -315,7 +316,8 @@ static void a_server_staples_and_agrees_on_http11_only(void **state _unused_)
 		SSL_set_fd(raw, fds[0]);
 		SSL_set_tlsext_status_type(raw, TLSEXT_STATUSTYPE_ocsp);
 		if (offers[i].offer)
-			SSL_set_alpn_protos(raw, (const unsigned char *)offers[i].offer, (unsigned)strlen(offers[i].offer));
+			SSL_set_alpn_protos(raw, (const unsigned char *)offers[i].offer,
+					    (unsigned)strlen(offers[i].offer));
 		assert_int_equal(tls_new_server(&t, s, fds[1]), 0);
 		assert_int_equal(raw_handshake(raw, fds[0], t, fds[1]), offers[i].works ? 0 : -1);
 		if (offers[i].works) {

@@ -93,11 +93,11 @@ static void each_bad_certificate_is_refused_with_its_own_reason(void **state _un
 		for (size_t i = 0; i < ARRAY_SIZE(verify_cases); i++) {
 			const struct verify_case *k = &verify_cases[i];
 			struct tls_ctx *s = server_with(k->server, (struct tls_server_options){ 0 });
-			struct tls_ctx *c = client_ctx(&(struct tls_client_options){
-				.ca_file = fixture_path("ca.pem"),
-				.crl_file = k->crl ? fixture_path("crl.pem") : NULL,
-				.verify = true,
-				.max_version = versions[v] });
+			struct tls_ctx *c = client_ctx(
+				&(struct tls_client_options){ .ca_file = fixture_path("ca.pem"),
+							      .crl_file = k->crl ? fixture_path("crl.pem") : NULL,
+							      .verify = true,
+							      .max_version = versions[v] });
 			struct ends e = ends_open(c, s, k->name, NULL);
 
 			if (tls_failure(e.c) != k->want || !strstr(tls_reason(e.c), k->text))
@@ -146,12 +146,8 @@ static const struct {
 	const char *name;
 	const char *shown; /* the one trusted name the certificate must carry */
 } sni_cases[] = {
-	{ "a.wild.example", "exact" },
-	{ "A.Wild.Example", "exact" },
-	{ "b.wild.example", "wild" },
-	{ "good.example", "good" },
-	{ "127.0.0.1", "good" },
-	{ "unknown.example", "good" },
+	{ "a.wild.example", "exact" },  { "A.Wild.Example", "exact" }, { "b.wild.example", "wild" },
+	{ "good.example", "good" },     { "127.0.0.1", "good" },       { "unknown.example", "good" },
 	{ "a.b.wild.example", "good" },
 };
 
@@ -170,10 +166,11 @@ static void a_server_chooses_by_exact_name_then_wildcard_then_first(void **state
 	}
 	s = server_ctx(&(struct tls_server_options){ .certificates = certs, .n = 3 });
 	for (size_t i = 0; i < ARRAY_SIZE(sni_cases); i++) {
-		struct tls_ctx *c = client_ctx(&(struct tls_client_options){
-			.ca_file = fixture_path("ca.pem"), .verify = true });
+		struct tls_ctx *c =
+			client_ctx(&(struct tls_client_options){ .ca_file = fixture_path("ca.pem"), .verify = true });
 		struct ends e = ends_open(c, s, sni_cases[i].name, NULL);
-		bool matches = strcmp(sni_cases[i].shown, "good") != 0 || strcmp(sni_cases[i].name, "good.example") == 0 ||
+		bool matches = strcmp(sni_cases[i].shown, "good") != 0 ||
+			       strcmp(sni_cases[i].name, "good.example") == 0 ||
 			       strcmp(sni_cases[i].name, "127.0.0.1") == 0;
 
 		/* "good" shown for a foreign name is refused: that is how we know it was the first. */
@@ -195,7 +192,10 @@ static const struct {
 	enum tls_failure client, server;
 } mismatches[] = {
 	{ "versions", { .max_version = "1.2" }, { .min_version = "1.3" }, TLS_FAIL_VERSION, TLS_FAIL_VERSION },
-	{ "versions, other way round", { .min_version = "1.3" }, { .max_version = "1.2" }, TLS_FAIL_VERSION,
+	{ "versions, other way round",
+	  { .min_version = "1.3" },
+	  { .max_version = "1.2" },
+	  TLS_FAIL_VERSION,
 	  TLS_FAIL_VERSION },
 	{ "ciphers",
 	  { .max_version = "1.2", .ciphers = "ECDHE-ECDSA-AES128-GCM-SHA256" },
@@ -267,7 +267,9 @@ static void a_peer_that_does_not_speak_tls_is_told_apart(void **state _unused_)
 
 	for (size_t i = 0; i < ARRAY_SIZE(strangers); i++) {
 		/* One of them has a NUL inside. */
-		size_t n = strangers[i].send[0] == 0x16 ? 4 : strangers[i].send[0] == 0x15 ? 7 : strlen(strangers[i].send);
+		size_t n = strangers[i].send[0] == 0x16   ? 4
+			   : strangers[i].send[0] == 0x15 ? 7
+							  : strlen(strangers[i].send);
 		assert_int_equal(meet(c, false, strangers[i].send, n), strangers[i].client);
 		assert_int_equal(meet(s, true, strangers[i].send, n), strangers[i].server);
 	}

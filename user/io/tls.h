@@ -30,26 +30,26 @@ struct tls_session_cache;
 /* ---- contexts ---- */
 
 enum tls_ktls {
-	TLS_KTLS_AUTO,	  /* the kernel where it can, else user space */
+	TLS_KTLS_AUTO,    /* the kernel where it can, else user space */
 	TLS_KTLS_REQUIRE, /* the handshake fails (TLS_FAIL_KERNEL) unless both directions are in the kernel */
 	TLS_KTLS_OFF,
 };
 
 struct tls_client_options {
-	const char *ca_file;	 /* PEM file or hashed directory; NULL: the system's */
-	const char *crl_file;	 /* PEM; leaf certificates are checked against it. NULL: no check */
-	const char *cert, *key;	 /* client certificate chain and key, PEM. Both or none */
-	const char *min_version; /* "1.2" (also for NULL) or "1.3" */
-	const char *max_version; /* NULL: newest */
-	const char *ciphers;	 /* OpenSSL list for TLS 1.2; NULL: the default */
+	const char *ca_file;      /* PEM file or hashed directory; NULL: the system's */
+	const char *crl_file;     /* PEM; leaf certificates are checked against it. NULL: no check */
+	const char *cert, *key;   /* client certificate chain and key, PEM. Both or none */
+	const char *min_version;  /* "1.2" (also for NULL) or "1.3" */
+	const char *max_version;  /* NULL: newest */
+	const char *ciphers;      /* OpenSSL list for TLS 1.2; NULL: the default */
 	const char *ciphersuites; /* the same for TLS 1.3 */
-	bool verify;		 /* chain and name; false accepts anything */
+	bool verify;              /* chain and name; false accepts anything */
 	enum tls_ktls ktls;
 };
 
 struct tls_certificate {
 	const char *cert, *key; /* PEM chain, leaf first; PEM key */
-	const char *ocsp;	/* DER response to staple, or NULL */
+	const char *ocsp;       /* DER response to staple, or NULL */
 };
 
 /* Session tickets are sealed with these. Share one set between contexts (reload) to keep sessions alive. */
@@ -171,34 +171,34 @@ ssize_t tls_splice_out(struct tls *t, int pipe_read, size_t n, bool more);
 /* ---- what happened ---- */
 
 /* Reasons: enum, short name for logs and metrics. */
-#define TLS_FAILURES(X)                    \
-	X(NONE, "none")                    \
-	X(EXPIRED, "expired")              \
-	X(NOT_YET_VALID, "not_yet_valid")  \
-	X(WRONG_NAME, "wrong_name")        \
-	X(SELF_SIGNED, "self_signed")      \
-	X(UNTRUSTED, "untrusted")          \
-	X(REVOKED, "revoked")              \
-	X(NO_CRL, "no_crl")                \
-	X(CERTIFICATE, "bad_certificate")  \
-	X(VERSION, "version")              \
-	X(CIPHER, "no_shared_cipher")      \
-	X(ALPN, "no_shared_protocol")      \
-	X(ALERT, "alert")                  \
-	X(PLAINTEXT, "plaintext")          \
-	X(CLOSED, "closed_in_handshake")   \
-	X(TRUNCATED, "truncated")          \
-	X(KERNEL, "ktls_required")         \
-	X(REKEY, "rekey")                  \
-	X(PROTOCOL, "protocol")            \
-	X(SOCKET, "socket")                \
+#define TLS_FAILURES(X)                   \
+	X(NONE, "none")                   \
+	X(EXPIRED, "expired")             \
+	X(NOT_YET_VALID, "not_yet_valid") \
+	X(WRONG_NAME, "wrong_name")       \
+	X(SELF_SIGNED, "self_signed")     \
+	X(UNTRUSTED, "untrusted")         \
+	X(REVOKED, "revoked")             \
+	X(NO_CRL, "no_crl")               \
+	X(CERTIFICATE, "bad_certificate") \
+	X(VERSION, "version")             \
+	X(CIPHER, "no_shared_cipher")     \
+	X(ALPN, "no_shared_protocol")     \
+	X(ALERT, "alert")                 \
+	X(PLAINTEXT, "plaintext")         \
+	X(CLOSED, "closed_in_handshake")  \
+	X(TRUNCATED, "truncated")         \
+	X(KERNEL, "ktls_required")        \
+	X(REKEY, "rekey")                 \
+	X(PROTOCOL, "protocol")           \
+	X(SOCKET, "socket")               \
 	X(MEMORY, "memory")
 
 enum tls_failure {
 #define X(name, text) TLS_FAIL_##name,
 	TLS_FAILURES(X)
 #undef X
-	_TLS_FAIL_MAX,
+		_TLS_FAIL_MAX,
 };
 
 enum tls_failure tls_failure(const struct tls *t);

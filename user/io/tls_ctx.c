@@ -146,9 +146,9 @@ static int load_trust(SSL_CTX *c, const char *path, char *err, size_t errlen)
 	struct stat st;
 
 	if (!path)
-		return SSL_CTX_set_default_verify_paths(c) == 1 ?
-			       0 :
-			       refuse(-EINVAL, err, errlen, "the system's certificate authorities can not be read");
+		return SSL_CTX_set_default_verify_paths(c) == 1
+			       ? 0
+			       : refuse(-EINVAL, err, errlen, "the system's certificate authorities can not be read");
 	if (stat(path, &st) < 0)
 		return refuse_file("ca_file", path, err, errlen);
 	if (S_ISDIR(st.st_mode) ? SSL_CTX_load_verify_dir(c, path) != 1 : SSL_CTX_load_verify_file(c, path) != 1)

@@ -22,14 +22,14 @@ struct tls_names {
 
 struct tls_ctx {
 	atomic_uint refs;
-	uint64_t id;	 /* never used twice: ties sessions to the context that verified them */
-	SSL_CTX *ssl;	 /* client, or the first certificate of a server */
+	uint64_t id;     /* never used twice: ties sessions to the context that verified them */
+	SSL_CTX *ssl;    /* client, or the first certificate of a server */
 	SSL_CTX **certs; /* server: one for each certificate; certs[0] == ssl */
 	struct tls_names *names;
 	struct ocsp {
 		unsigned char *p;
 		size_t n;
-	} *ocsp;
+	} * ocsp;
 	size_t n;
 	enum tls_ktls ktls;
 	bool server, verify;
@@ -55,7 +55,7 @@ struct tls_key {
 
 struct tls_offload {
 	struct tls_secret tx, rx; /* TLS 1.3 application traffic secrets, newest generation */
-	struct tls_key feed;	  /* RX key of the first generation: seals tickets for OpenSSL, which holds the same */
+	struct tls_key feed;      /* RX key of the first generation: seals tickets for OpenSSL, which holds the same */
 	unsigned char tail[TLS_TAIL]; /* last bytes written in the handshake */
 	size_t tail_n;
 	uint64_t rx_records, tx_records; /* under the newest keys, while OpenSSL had them */
@@ -74,9 +74,9 @@ struct tls {
 	char *server_name;
 	const char *version, *cipher;
 	struct tls_offload *off; /* NULL when the kernel is not to be asked */
-	struct buf out;		 /* records that the socket did not take yet */
-	size_t owed;		 /* plaintext in out that tls_write has not answered for */
-	struct str feed;	 /* bytes OpenSSL is to read instead of the socket's */
+	struct buf out;          /* records that the socket did not take yet */
+	size_t owed;             /* plaintext in out that tls_write has not answered for */
+	struct str feed;         /* bytes OpenSSL is to read instead of the socket's */
 	int fd;
 	int error; /* errno of the socket, seen inside OpenSSL */
 	int want;
@@ -84,8 +84,8 @@ struct tls {
 	enum tls_state state;
 	enum tls_failure failure;
 	unsigned kernel;
-	uint16_t suite;	 /* IANA number */
-	uint16_t proto;	 /* TLS1_2_VERSION … */
+	uint16_t suite;  /* IANA number */
+	uint16_t proto;  /* TLS1_2_VERSION … */
 	uint8_t head[8]; /* first bytes the peer sent */
 	uint8_t head_n;
 	uint8_t alert_in; /* alert number + 1 the peer sent; 0: none */

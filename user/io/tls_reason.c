@@ -90,7 +90,8 @@ static const struct {
 	{ X509_V_ERR_UNABLE_TO_GET_ISSUER_CERT, TLS_FAIL_UNTRUSTED, "certificate's issuer is not known" },
 	{ X509_V_ERR_UNABLE_TO_GET_ISSUER_CERT_LOCALLY, TLS_FAIL_UNTRUSTED, "certificate's issuer is not trusted" },
 	{ X509_V_ERR_UNABLE_TO_VERIFY_LEAF_SIGNATURE, TLS_FAIL_UNTRUSTED, "certificate's issuer is not trusted" },
-	{ X509_V_ERR_CERT_SIGNATURE_FAILURE, TLS_FAIL_UNTRUSTED, "certificate's signature is not by the trusted issuer of that name" },
+	{ X509_V_ERR_CERT_SIGNATURE_FAILURE, TLS_FAIL_UNTRUSTED,
+	  "certificate's signature is not by the trusted issuer of that name" },
 	{ X509_V_ERR_CERT_UNTRUSTED, TLS_FAIL_UNTRUSTED, "certificate's root is not trusted" },
 	{ X509_V_ERR_CERT_REVOKED, TLS_FAIL_REVOKED, "certificate is revoked" },
 	{ X509_V_ERR_UNABLE_TO_GET_CRL, TLS_FAIL_NO_CRL, "no revocation list of the certificate's issuer" },
@@ -171,8 +172,8 @@ int tls_fail_ssl(struct tls *t, int ssl_error)
 	}
 	if (t->eof && (ssl_error == SSL_ERROR_SYSCALL || ERR_GET_REASON(e) == SSL_R_UNEXPECTED_EOF_WHILE_READING)) {
 		ERR_clear_error();
-		return shaking ? tls_fail(t, -EPROTO, TLS_FAIL_CLOSED, "peer closed during the handshake") :
-				 tls_fail(t, -ENODATA, TLS_FAIL_TRUNCATED, "stream ended without close_notify");
+		return shaking ? tls_fail(t, -EPROTO, TLS_FAIL_CLOSED, "peer closed during the handshake")
+			       : tls_fail(t, -ENODATA, TLS_FAIL_TRUNCATED, "stream ended without close_notify");
 	}
 	if (ERR_GET_REASON(e) == ERR_R_MALLOC_FAILURE) {
 		ERR_clear_error();

@@ -210,9 +210,9 @@ static int on_alert(struct tls *t, unsigned char level, unsigned char alert)
 	}
 	/* Only TLS 1.2 has warnings that matter; 1.3 keeps user_canceled (RFC 8446 6). */
 	if (alert == SSL_AD_USER_CANCELLED || (t->proto < TLS1_3_VERSION && level == SSL3_AL_WARNING))
-		return ++t->off->warnings <= WARNINGS_MAX ?
-			       0 :
-			       tls_fail(t, -EPROTO, TLS_FAIL_PROTOCOL, "too many warnings");
+		return ++t->off->warnings <= WARNINGS_MAX
+			       ? 0
+			       : tls_fail(t, -EPROTO, TLS_FAIL_PROTOCOL, "too many warnings");
 	return tls_fail_alert(t, alert);
 }
 
