@@ -6,7 +6,7 @@
  * SLUICE_ABI_VERSION: pins of another version are replaced, not adopted.
  * struct sluice_counters may grow at will (its size is compared at adoption).
  *
- * Pins below bpf.pin_dir: meta, health, counters, flows.
+ * Pins below bpf.pin_dir: meta, health, counters, flows, listeners.
  */
 #pragma once
 #ifndef __bpf__
@@ -148,3 +148,13 @@ struct sluice_probe {
 	__u32 pad[2];
 };
 _Static_assert(sizeof(struct sluice_probe) == 32, "sluice_probe");
+
+/* --- loads: array, one entry per worker: for choosing whom a new connection goes to --- */
+
+struct sluice_worker_load {
+	__u32 sessions; /* daemon: client connections it has now */
+	__u32 settled;	/* daemon: `given` when it last found its accept queue empty */
+	__u32 given;	/* BPF: connections given to it; given - settled may be waiting */
+	__u32 pad;
+};
+_Static_assert(sizeof(struct sluice_worker_load) == 16, "sluice_worker_load");

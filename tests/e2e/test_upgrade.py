@@ -486,6 +486,40 @@ def test_health_and_what_the_operator_decided_go_along(line, own_origin):
     assert not os.path.exists(pin), "pins must go with the last process"
 
 
+def dump(one, name):
+    done = subprocess.run(["/usr/sbin/bpftool", "-j", "map", "dump", "pinned", f"{one.d.pin_dir}/{name}"],
+                          capture_output=True, text=True)
+    return json.loads(done.stdout) if done.returncode == 0 else None
+
+
+def test_connections_are_dealt_out_evenly_and_the_map_of_listeners_stays(line):
+    """By load, not by hash: 32 long connections over 4 workers are 8 each, also after an upgrade."""
+    one = line(threads=4)
+    if not os.path.exists(f"{one.d.pin_dir}/listeners"):
+        pytest.skip("no pinned maps here")
+
+    def accepted():
+        return [e["formatted"]["value"]["connections"] for e in dump(one, "counters")][:4]
+
+    def sockets():
+        return [e["value"] for e in dump(one, "listeners") if "error" not in e["value"]]
+
+    listeners = sockets()
+    assert len(listeners) == 4
+    for _ in range(2):
+        before = accepted()
+        clients = [one.d.client() for _ in range(32)]
+        wait_until(lambda: sum(accepted()) - sum(before) == 32, "the connections to be accepted")
+        assert [b - a for a, b in zip(before, accepted())] == [8] * 4
+        for c in clients:
+            c.close()
+        wait_until(lambda: one.d.metrics().total("sluice_active_connections") == 0, "the connections to end")
+        one.upgrade()
+        assert sockets() == listeners
+    one.d.stop()
+    assert not os.path.exists(f"{one.d.pin_dir}/listeners")
+
+
 def test_sockets_of_the_service_manager(line, tmp_path, origin):
     """LISTEN_FDS: the daemon serves on what it is given, and hands it on."""
     given = socket.socket()

@@ -399,6 +399,11 @@ int kern_lock_fd(const struct kern *k)
 	return k->pins ? pin_lock_fd(k->pins) : -1;
 }
 
+struct pin_dir *kern_pins(struct kern *k)
+{
+	return k->features.pinned ? k->pins : NULL;
+}
+
 void kern_repin(struct kern *k)
 {
 	if (k->pins && k->state)

@@ -13,6 +13,11 @@ struct ring_reader;
 /* Text into a fixed array. */
 #define reason_set(array, ...) ((void)snprintf(array, sizeof(array), __VA_ARGS__))
 
+struct pin_dir;
+
+/* The directory of pins; NULL: nothing is pinned. */
+struct pin_dir *kern_pins(struct kern *k);
+
 /* The sockmap side. fds are -1 and pointers NULL when it is off. */
 struct kern_splice {
 	int targets, sources, index; /* map descriptors */

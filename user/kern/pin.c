@@ -29,7 +29,7 @@ struct pin_dir {
 	int lock;
 };
 
-static const char *const pin_names[] = { "health", "counters", "meta", "flows" };
+static const char *const pin_names[] = { "health", "counters", "meta", "flows", "listeners" };
 
 static bool pin_name(char out[PATH_MAX], const struct pin_dir *d, const char *name, const char *suffix)
 {

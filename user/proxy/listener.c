@@ -51,8 +51,10 @@ static bool accept_turn(struct listener *l)
 		}
 		fd = accept4(l->watch.fd, &peer.sa, &peer.len, SOCK_NONBLOCK | SOCK_CLOEXEC);
 		if (fd < 0) {
-			if (errno == EAGAIN || errno == EWOULDBLOCK)
+			if (errno == EAGAIN || errno == EWOULDBLOCK) {
+				worker_queue_empty(l->worker);
 				return false;
+			}
 			if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
 				accept_failed(l, errno);
 				return false;

@@ -35,6 +35,7 @@ struct listener_address {
 	bool is_tcp;
 	bool owns_path; /* the socket file goes with it */
 	bool fresh;	/* main thread: opened by the reload in hand */
+	bool spread;	/* main thread: how new connections are spread over the sockets is arranged */
 	atomic_bool retired;   /* set by the main thread before it tells the workers */
 	atomic_uint accepting; /* places where it is not yet stopped; set to `places` when it is opened */
 	atomic_uint refs;      /* places whose struct listener may still be looked at; likewise */

@@ -26,6 +26,7 @@
 
 struct proxy {
 	struct kern *kern;
+	struct kern_listen *listen;
 	struct lb *lb;
 	const struct conf *conf; /* one reference */
 	struct list addresses;	 /* struct listener_address */
@@ -156,7 +157,11 @@ int proxy_new(struct proxy **out, const struct conf *conf, struct kern *k, struc
 	p->drained_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	p->access_log = -1;
 	list_init(&p->addresses);
-	r = open_access_log(conf, err, errlen);
+	r = kern_listen_open(&p->listen, k);
+	if (r < 0)
+		fail(err, errlen, r, "out of memory");
+	else
+		r = open_access_log(conf, err, errlen);
 	if (r >= 0) {
 		use_access_log(p, r);
 		r = addresses_for(&p->addresses, conf, p->n, handed, &p->current, err, errlen);
@@ -294,6 +299,30 @@ int proxy_start(struct proxy *p, struct lb *lb, char *err, size_t errlen)
 	return 0;
 }
 
+struct kern_listen *proxy_listen(struct proxy *p)
+{
+	return p->listen;
+}
+
+/* New connections go to the worker with the fewest; where that can not be had, the kernel chooses by hash. */
+static void spread_connections(struct proxy *p)
+{
+	for (uint32_t i = 0; i < p->conf->listener_count; i++) {
+		struct listener_address *a = p->current[i];
+		int r;
+
+		if (a->spread || !a->is_tcp)
+			continue;
+		a->spread = true;
+		r = kern_listen_add(p->listen, a->fd, a->n);
+		if (r < 0)
+			log_info("spread", "listener=%s by=hash reason=\"%s\"", a->text,
+				 kern_listen_reason(p->listen)[0] ? kern_listen_reason(p->listen) : strerror(-r));
+		else
+			log_debug("spread", "listener=%s by=load sockets=%u", a->text, a->n);
+	}
+}
+
 void proxy_accept(struct proxy *p)
 {
 	struct proxy_change *first = p->first;
@@ -301,6 +330,7 @@ void proxy_accept(struct proxy *p)
 	p->first = NULL;
 	addresses_listen(&p->addresses);
 	change_send(first);
+	spread_connections(p);
 	addresses_settle(&p->addresses, p->current, p->conf->listener_count);
 	for (uint32_t i = 0; i < p->conf->listener_count; i++)
 		log_info("listening", "listener=%s port=%u workers=%u tls=%s", p->current[i]->text,
@@ -378,6 +408,7 @@ void proxy_reload_commit(struct proxy_change **change)
 	p->conf = conf_ref(c->conf);
 	addresses_settle(&p->addresses, p->current, p->conf->listener_count);
 	change_send(c);
+	spread_connections(p);
 }
 
 int proxy_collect(const struct proxy *p, struct handed *set)
@@ -438,6 +469,7 @@ void proxy_stop(struct proxy **pp)
 		worker_deinit(&p->workers[i]);
 	free(p->workers);
 	addresses_free(&p->addresses);
+	kern_listen_close(p->listen);
 	free(p->current);
 	if (p->access_log >= 0)
 		close(p->access_log);

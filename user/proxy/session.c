@@ -124,7 +124,7 @@ void session_close(struct session *s, bool abort)
 	conn_deinit(&s->client, abort);
 	buf_deinit(&s->in);
 	list_unlink(&s->link);
-	s->worker->session_count--;
+	worker_session_count(s->worker, -1);
 	listener_session_closed(s->listener);
 	s->reap.queued = false;
 	loop_defer(s->worker->loop, &s->reap);
@@ -390,7 +390,7 @@ int session_new(struct worker *w, struct listener *l, int fd, const struct sock_
 		}
 	}
 	list_push_back(&w->sessions, &s->link);
-	w->session_count++;
+	worker_session_count(w, 1);
 	session_event(s);
 	return 0;
 }

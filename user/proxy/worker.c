@@ -86,6 +86,7 @@ int worker_init(struct worker *w, struct proxy *p, unsigned index, struct kern *
 	w->proxy = p;
 	w->index = index;
 	w->counters = kern_counters(k, index);
+	w->load = kern_listen_load(proxy_listen(p), index);
 	w->flow_watch.fd = -1;
 	list_init(&w->listeners);
 	list_init(&w->sessions);

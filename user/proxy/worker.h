@@ -58,6 +58,7 @@ struct worker {
 	const struct conf *conf; /* of the current site, for short */
 	struct worker_site *site;
 	struct sluice_counters *counters;
+	struct sluice_worker_load *load; /* tells whoever spreads new connections how many we have */
 	struct flow_group *flows; /* NULL: no sockmap engine */
 	struct watch flow_watch;
 
@@ -87,6 +88,18 @@ struct worker {
 
 #define COUNT_ADD(w, name, n) __atomic_fetch_add(&(w)->counters->name, (uint64_t)(n), __ATOMIC_RELAXED)
 #define COUNT(w, name) COUNT_ADD(w, name, 1)
+
+static inline void worker_session_count(struct worker *w, int change)
+{
+	w->session_count += (unsigned)change;
+	__atomic_store_n(&w->load->sessions, w->session_count, __ATOMIC_RELAXED);
+}
+
+/* Nothing given to us waits to be accepted. */
+static inline void worker_queue_empty(struct worker *w)
+{
+	__atomic_store_n(&w->load->settled, __atomic_load_n(&w->load->given, __ATOMIC_RELAXED), __ATOMIC_RELAXED);
+}
 
 struct worker_site *worker_site_ref(struct worker_site *s);
 void worker_site_unref(struct worker_site *s);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Between proxy.c and worker.c. */
 #pragma once
+#include "kern/listen.h"
 #include "proxy/worker.h"
 
 struct listener_address;
@@ -16,5 +17,7 @@ void worker_apply(struct worker *w, struct worker_site *site, struct listener_ad
 void worker_drain(struct worker *w, bool close_idle);
 void worker_end(struct worker *w);
 
+/* proxy.c: who spreads new connections over the workers. */
+struct kern_listen *proxy_listen(struct proxy *p);
 /* proxy.c: the worker's last session has ended while draining. */
 void proxy_worker_drained(struct proxy *p);
