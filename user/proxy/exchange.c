@@ -105,7 +105,9 @@ static struct str host_without_port(struct str host)
 {
 	const char *colon;
 
-	if (host.n && host.p[0] == '[') {
+	if (host.n == 0) /* HTTP/1.0 needs none */
+		return host;
+	if (host.p[0] == '[') {
 		const char *end = memchr(host.p, ']', host.n);
 		return end ? (struct str){ host.p, (size_t)(end - host.p) + 1 } : host;
 	}
