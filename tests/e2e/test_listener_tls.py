@@ -70,6 +70,7 @@ def test_garbage_and_silence_do_not_harm(proxy, certs_dir):
         assert c.get("/").status == 200
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_old_versions_are_refused(proxy, certs_dir):
     c = ssl.create_default_context(cafile=certs_dir / "ca.pem")
     c.set_ciphers("ALL:@SECLEVEL=0")
