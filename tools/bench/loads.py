@@ -34,6 +34,7 @@ class Metric:
 
 
 CPU = Metric("cpu_per_gb", "CPU s/GB", 3)
+PROCESS = Metric("process_per_gb", "its process s/GB", 3)
 GBIT = Metric("gbit", "Gbit/s", 2, True)
 TOTAL = Metric("total_per_gb", "whole machine s/GB", 3)
 ADDED = Metric("added_per_gb", "added to no proxy s/GB", 3)
@@ -49,6 +50,8 @@ class Goal:
 
     def text(self):
         sign = ">=" if self.metric.higher_is_better else "<="
+        if self.metric in (HELD, MEMORY):
+            return "<= window + socket buffers"
         if self.limit:
             return f"{sign} {self.limit:g} {self.metric.title}"
         names = {"haproxy": "HAProxy + splice", "nginx": "nginx"}
@@ -63,14 +66,13 @@ class Load:
     path: str
     connections: int
     goals: list = field(default_factory=list)
-    metrics: list = field(default_factory=lambda: [CPU, GBIT, TOTAL, ADDED])
+    metrics: list = field(default_factory=lambda: [CPU, PROCESS, GBIT, TOTAL, ADDED])
     kind: str = "timed"
     args: list = field(default_factory=list)
     threads: int = 2
     tls: bool = False
     warmup: float = 1.0
     every_engine: bool = True
-    seconds: float = 1.0  # of the usual window
 
 
 US = Metric("us_per_request", "proxy CPU us/request", 2)
@@ -163,7 +165,7 @@ def timed_round(bench, load, proxy, origin, seconds):
         "cpu": cpu, "loadgen": told, "gbit": gb * 8 / told["seconds"], "cpu_per_gb": cpu["proxy"] * scale / gb,
         "process_per_gb": cpu["proxy_process"] * scale / gb,
         "total_per_gb": (cpu["busy"] - cpu["foreign"] - cpu["bench"]) * scale / gb,
-        "p99_ms": told["latency"]["p99"] * 1e3, "foreign": cpu["foreign"] / cpu["seconds"],
+        "p99_ms": told["latency"]["p99"] * 1e3, "noise": cpu["noise"],
     }
     if told["requests"]:
         out["requests_per_s"] = told["requests"] / told["seconds"]
@@ -180,7 +182,7 @@ def timed_round(bench, load, proxy, origin, seconds):
 def idle_round(bench, load, proxy, origin, seconds):
     """One answered request on each connection, then nothing: what the process holds."""
     proxy.start(origin, load.threads)
-    n = min(load.connections, proxy.max_connections - 100 if proxy.max_connections < load.connections else load.connections)
+    n = min(load.connections, proxy.max_connections)
     g = Loadgen(bench.build, bench.directory, load, proxy.port, 1, ["--hold", "--sample", "0", "--connections", n])
     try:
         g.wait("held", 40)
@@ -188,7 +190,7 @@ def idle_round(bench, load, proxy, origin, seconds):
         resident, shared = machine.rss(proxy.pids()) if proxy.pids() else (0, 0)
     finally:
         g.stop()
-    return {"rss_mb": resident / MB, "pss_mb": shared / MB, "connections": n, "foreign": 0.0,
+    return {"rss_mb": resident / MB, "pss_mb": shared / MB, "connections": n, "noise": 0.0,
             "bytes_per_connection": resident / n}
 
 
@@ -271,7 +273,7 @@ def stalled_round(bench, load, proxy, origin, seconds):
         n = load.connections
         moved = proxy.body_bytes()
         out = {"held_mb": (late - read) / n / MB, "memory_mb": used / n / MB, "growth_mb": (late - early) / gap / n / MB,
-               "foreign": 0.0}
+               "noise": 0.0}
         if moved is not None:
             out["moved"] = moved
         return out

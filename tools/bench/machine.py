@@ -8,7 +8,9 @@ program, and every other process of the machine ("foreign", which is also the me
 
 Busy time is elapsed time less idle, iowait and steal: the kernel keeps idle time exactly on tickless systems, whereas user and
 system are samples of the tick, which timer-driven loads fool. Processes are read from schedstat in nanoseconds where they are
-ours, from stat in ticks where they are foreign; a process that ends meanwhile is found again in its parent's children's time.
+ours or the kernel's, from stat in ticks where they are foreign; a process that ends meanwhile is found again in its parent's
+children's time. What no task accounts for is interrupts and softirqs in idle time and the way in and out of idle. Much of it
+means foreign processes that came and went unseen, so beyond a limit it counts as noise too.
 
 On loopback the receiving side's TCP work runs in the sender's context: the origin pays for the packet that arrives at the
 proxy, a sockmap program included, and the proxy for the one that arrives at the client. No accounting by process can undo
@@ -20,6 +22,7 @@ import time
 TICK = os.sysconf("SC_CLK_TCK")
 CPUS = os.cpu_count()
 PF_KTHREAD = 0x00200000
+UNKNOWN_MAX = 0.3  # processors' worth that no task need account for
 
 
 def _read(path):
@@ -70,9 +73,9 @@ class Snapshot:
                 continue
             command = text[text.index("(") + 1:text.rindex(")")]
             field = text[text.rindex(")") + 2:].split()
-            alone, with_children = (sum(map(int, field[11:13])) / TICK, sum(map(int, field[11:15])) / TICK)
+            with_children = sum(map(int, field[11:15])) / TICK
             if int(field[6]) & PF_KTHREAD:
-                self.kernel += alone
+                self.kernel += process_ns(pid) / 1e9
             else:
                 self.foreign += with_children
                 self.commands[command] = self.commands.get(command, 0) + with_children
@@ -86,11 +89,14 @@ def between(a, b):
     foreign = max(b.foreign - a.foreign, 0.0)
     own = b.own - a.own
     proxy = max(busy - sum(t for name, t in part.items() if name != "proxy") - foreign - own, 0.0)
+    kernel, process = b.kernel - a.kernel, part.get("proxy", 0.0)
+    unknown = proxy - process - kernel
     worst = max(b.commands, key=lambda c: b.commands[c] - a.commands.get(c, 0), default="")
     return {
         "seconds": seconds, "busy": busy, "ticked": b.ticked - a.ticked, "steal": b.steal - a.steal,
-        "softirq": b.softirq - a.softirq, "kernel_threads": b.kernel - a.kernel, "foreign": foreign, "bench": own,
-        "forks": b.forks - a.forks, "proxy": proxy, "proxy_process": part.get("proxy", 0.0),
+        "softirq": b.softirq - a.softirq, "kernel_threads": kernel, "foreign": foreign, "bench": own, "unknown": unknown,
+        "forks": b.forks - a.forks, "proxy": proxy, "proxy_process": process,
+        "noise": (foreign + max(unknown - UNKNOWN_MAX * seconds, 0.0)) / seconds,
         "loadgen": part.get("loadgen", 0.0), "origin": part.get("origin", 0.0), "foreign_worst": worst,
     }
 

@@ -159,13 +159,13 @@ class Direct(Proxy):
 
 class HAProxy(Proxy):
     key, label, program = "haproxy", "HAProxy + splice", "haproxy"
-    max_connections = 9000
+    max_connections = 8900  # the most with both sides' descriptors and pipes under the usual limit of 20,000
 
     def prepare(self, origin_port, threads, certs):
         tls = f" ssl verify required ca-file {certs / 'ca.pem'} verifyhost localhost sni str(localhost)" if certs else ""
         path = self.directory / "haproxy.cfg"
         path.write_text(f"""global
-    maxconn {self.max_connections}
+    maxconn 9000
     maxpipes 900
     nbthread {threads}
 defaults

@@ -33,6 +33,8 @@ def _judge(goal, table, judged, results):
     out = {"text": goal.text(), "metric": key, "verdict": "UNKNOWN"}
     mine = table.get(judged, {}).get(key)
     if not mine:
+        if table.get(judged, {}).get("failed"):
+            out["verdict"] = "MISS"
         return out
     out["value"] = mine["median"]
     limit = _limit(goal, results)
@@ -69,7 +71,7 @@ def summarise(results):
                 for e, n in (r.get("moved") or {}).items():
                     moved[e] = moved.get(e, 0) + n
             row["moved"] = moved
-            row["noise"] = max(r["foreign"] for r in good)
+            row["noise"] = max(r["noise"] for r in good)
         floor = table.get("direct", {}).get("total_per_gb", {}).get("median")
         for row in table.values():
             if floor is not None and "total_per_gb" in row:
