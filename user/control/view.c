@@ -70,7 +70,7 @@ static void collect_backend(void *ctx, const struct upstream *u, struct backend 
 	};
 	copy_text(e->upstream, sizeof(e->upstream), u->c->name);
 	copy_text(e->text, sizeof(e->text), b->text);
-	copy_text(e->last_error, sizeof(e->last_error), h->last_error);
+	backend_last_error(b, e->last_error, sizeof(e->last_error));
 	v->backends_n++;
 }
 

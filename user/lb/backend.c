@@ -315,3 +315,17 @@ void backend_set_weight(struct backend *b, uint32_t weight)
 	__atomic_store_n(&b->health->weight, weight, __ATOMIC_RELAXED);
 	health_wake(b->lb->health);
 }
+
+void backend_last_error(const struct backend *b, char *out, size_t cap)
+{
+	const char *text = b->health->last_error;
+	size_t n = 0;
+
+	while (n + 1 < cap && n < sizeof(b->health->last_error)) {
+		out[n] = __atomic_load_n(&text[n], __ATOMIC_RELAXED);
+		if (!out[n])
+			return;
+		n++;
+	}
+	out[n] = 0;
+}

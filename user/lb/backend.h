@@ -123,6 +123,9 @@ void backend_set_admin(struct backend *b, uint32_t admin);
 /* 0: back to the configured weight. */
 void backend_set_weight(struct backend *b, uint32_t weight);
 
+/* Why the last check or connect failed, "" when it did not. From any thread; always NUL-terminated. */
+void backend_last_error(const struct backend *b, char *out, size_t cap);
+
 /* "down", "up", "unknown"; "enabled", "drain", "disabled". Never NULL. */
 const char *backend_state_name(uint32_t state);
 const char *backend_admin_name(uint32_t admin);

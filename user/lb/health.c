@@ -84,15 +84,18 @@ static const struct conf_health_check *config(const struct health_check *c)
 
 /* ---- the table ---- */
 
+/* Others look at the table while this writes: a byte at a time, so that they see an old byte or a new one. */
 static void put_text(char *out, size_t cap, const char *text)
 {
 	size_t n = strnlen(text, cap - 1);
 
 	if (strncmp(out, text, cap) == 0)
 		return;
-	memset(out, 0, cap);
-	memcpy(out, text, n);
+	for (size_t i = 0; i < cap; i++)
+		__atomic_store_n(&out[i], i < n ? text[i] : 0, __ATOMIC_RELAXED);
 }
+
+#define PUT(field, value) __atomic_store_n(&(field), (value), __ATOMIC_RELAXED)
 
 static void notice_operator(struct health_check *c)
 {
@@ -125,16 +128,16 @@ static void mirror(struct health_check *c)
 	put_text(h->upstream, sizeof(h->upstream), c->b->upstream);
 	put_text(h->backend, sizeof(h->backend), c->b->text);
 	put_text(h->last_error, sizeof(h->last_error), c->last_error);
-	h->state = state;
-	h->weight_conf = c->weight;
-	h->rise_count = c->rise;
-	h->fall_count = c->fall;
-	h->checks_ok = c->passed;
-	h->checks_failed = c->failed;
-	h->requests = atomic_load_explicit(&c->b->requests, memory_order_relaxed);
-	h->last_change_ns = c->changed_real_ns;
-	h->latency_us = c->latency_us;
-	h->generation = atomic_load(&c->h->lb->generation);
+	PUT(h->state, state);
+	PUT(h->weight_conf, c->weight);
+	PUT(h->rise_count, c->rise);
+	PUT(h->fall_count, c->fall);
+	PUT(h->checks_ok, c->passed);
+	PUT(h->checks_failed, c->failed);
+	PUT(h->requests, atomic_load_explicit(&c->b->requests, memory_order_relaxed));
+	PUT(h->last_change_ns, c->changed_real_ns);
+	PUT(h->latency_us, c->latency_us);
+	PUT(h->generation, atomic_load(&c->h->lb->generation));
 }
 
 /* ---- when ---- */
