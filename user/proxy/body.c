@@ -328,6 +328,12 @@ uint64_t body_progress(struct body *b)
 	return b->data + (p.moved - b->flow_seen);
 }
 
+void body_poll(struct body *b)
+{
+	if (b->engine == BODY_SOCKMAP)
+		body_sockmap_poll(b);
+}
+
 void body_deinit(struct body *b)
 {
 	if (b->engine == BODY_SOCKMAP)

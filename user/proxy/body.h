@@ -98,6 +98,8 @@ void body_chunks_bare(struct body *b);
 /* Moves what can be moved now. */
 enum body_result body_run(struct body *b);
 /* Gives back pipes and kernel state, wherever the body stands. Idempotent. Counts the moved bytes. */
+/* Asks the kernel how far it is, rather than wait to be told; body_run then sees it. */
+void body_poll(struct body *b);
 void body_deinit(struct body *b);
 /* Data bytes that have passed, those the kernel moved included; never goes back. For timeouts and logs. */
 uint64_t body_progress(struct body *b);
@@ -114,6 +116,7 @@ enum body_result body_splice_step(struct body *b);
 enum body_result body_sockmap_step(struct body *b);
 void body_splice_stop(struct body *b);
 void body_sockmap_stop(struct body *b);
+void body_sockmap_poll(struct body *b);
 /* why: static text; counter: one of struct sluice_counters. */
 void body_refuse(struct body *b, const char *why, __u64 *counter);
 /* An engine moved n bytes of the run. */

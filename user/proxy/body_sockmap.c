@@ -119,6 +119,12 @@ enum body_result body_sockmap_step(struct body *b)
 	}
 }
 
+void body_sockmap_poll(struct body *b)
+{
+	if (b->flow_told == FLOW_WAIT || b->flow_told == FLOW_MOVED)
+		b->flow_told = flow_step(&b->flow);
+}
+
 void body_sockmap_stop(struct body *b)
 {
 	account(b);

@@ -250,6 +250,14 @@ static bool run_response(struct session *s)
 			body_restart(&x->response, HTTP_BODY_NONE, 0);
 			return true;
 		}
+		/*
+		 * The backend can answer before the kernel's word that it has the whole request
+		 * reaches us; that must not cost the client its connection.
+		 */
+		if (!x->request_done && !x->request_dead) {
+			body_poll(&x->request);
+			x->request_done = body_run(&x->request) == BODY_DONE;
+		}
 		exchange_complete(s);
 		return false;
 	case BODY_WAIT:
