@@ -6,7 +6,7 @@ set -u
 cd "$(dirname "$0")/.." || exit 1
 OUT=${SLUICE_BUILD:-build}
 CONF=${1:-conf/quickstart.yaml}
-DIR=$OUT/demo
+DIR=build/demo # where the quickstart file looks for ca.pem
 PIDS=
 
 say() { printf '%s\n' "$*"; }
@@ -55,6 +55,7 @@ mkdir -p "$DIR" || exit 1
 start_origin one 6443
 start_origin two 6444
 
+: >"$DIR/sluice.log" # there before the first look at it
 "$OUT/sluice" -c "$CONF" 2>"$DIR/sluice.log" &
 SLUICE=$!
 PIDS="$SLUICE $PIDS"
