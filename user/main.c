@@ -54,6 +54,7 @@ struct app {
 	int cancel_fd;	/* readable when we are told to end, while there is no loop yet */
 	bool take_over; /* -u */
 	bool owner;	/* pins, pid file and the files of sockets are this process's to remove */
+	bool gave_up_root;
 	bool draining;
 };
 
@@ -234,6 +235,14 @@ static int upgrade_verb(void *ctx, struct buf *answer)
 		buf_printf(answer, "this process is stopping; it does not hand over");
 		return -EBUSY;
 	}
+	/* What we would start could not open the logs, the pins and the pid file that root opened for us. */
+	if (a->gave_up_root) {
+		buf_printf(answer,
+			   "this process was started by root and is user %s now, so it can not start its like; as root: "
+			   "kill -QUIT %d && %s -u -d -c %s",
+			   a->conf->user, (int)getpid(), a->exe, a->conf_path);
+		return -EPERM;
+	}
 	return upgrade_spawn(a->upgrade, a->exe, argv, !a->conf->error_log, answer);
 }
 
@@ -411,6 +420,7 @@ static void taken_over(struct app *a)
 static int start(struct app *a, bool complete, char *why, size_t n)
 {
 	const struct conf *c = a->conf;
+	bool was_root = geteuid() == 0;
 	char tls[160];
 	int r;
 
@@ -451,6 +461,7 @@ static int start(struct app *a, bool complete, char *why, size_t n)
 	    upgrade_new(&a->upgrade, c->upgrade_sock, handed_take(&a->handed, HANDED_UPGRADE, NULL), why, n) < 0 ||
 	    privileges_drop(c->user, c->group, why, n) < 0)
 		return -1;
+	a->gave_up_root = was_root && geteuid() != 0;
 	fault_exit(FAULT_EXIT_OPENED);
 	if ((r = lb_start(&a->lb, c, a->kern)) < 0) {
 		snprintf(why, n, "cannot start health checks: %s", strerror(-r));

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import stat
 import subprocess
 
@@ -484,6 +485,78 @@ def test_health_and_what_the_operator_decided_go_along(line, own_origin):
         pytest.skip("no pinned maps here")
     one.d.stop()
     assert not os.path.exists(pin), "pins must go with the last process"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
+def test_a_process_that_gave_up_root_is_followed_by_one_started_by_root(line):
+    one = line(user="nobody")
+    done = one.d.ctl("upgrade", check=False)
+    assert done.returncode != 0 and "as root" in done.stdout + done.stderr
+    one.upgrade()
+    assert_serves(one)
+    one.wait_old_gone()
+    assert_serves(one)
+
+
+def test_the_service_manager_follows_the_main_process(line, tmp_path):
+    path = str(tmp_path / "notify")
+    manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    manager.bind(path)
+    manager.settimeout(10)
+    one = line(env={"NOTIFY_SOCKET": path})
+    assert b"READY=1" in manager.recv(1000)
+    one.upgrade(env={"NOTIFY_SOCKET": path})
+    one.wait_old_gone()
+    heard = [manager.recv(1000), manager.recv(1000)]
+    assert any(b"READY=1" in h for h in heard) and f"MAINPID={one.d.pid}".encode() in heard, heard
+    manager.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        raise AssertionError(manager.recv(1000))  # above all no STOPPING=1 of the old process
+
+
+def test_counts_go_on(line):
+    one = line()
+    for _ in range(5):
+        one.d.get("/bytes/10")
+    before = one.d.metrics()
+    if not os.path.exists(f"{one.d.pin_dir}/counters"):
+        pytest.skip("no pinned maps here")
+    one.upgrade()
+    one.wait_old_gone()
+    after = one.d.metrics()
+    assert after.total("sluice_connections_total") >= before.total("sluice_connections_total") > 0
+    assert after.bodies() == before.bodies() > 0
+
+
+@pytest.mark.slow
+def test_upgrades_under_load_over_tls(line, certs_dir):
+    one = line(listener={"tls": {"certificates": [{"cert": str(certs_dir / "server.pem"), "key": str(certs_dir / "server.key")}]}})
+    context = ssl.create_default_context(cafile=certs_dir / "ca.pem")
+    with Load(one.d.address, tls=context, kinds=("kept", "pausing", "short", "large", "upload")) as load:
+        for i in range(4):
+            load.wait_more(20)
+            one.upgrade(new_first=i % 2 == 1)
+        load.wait_more(20)
+        load.stop()
+    load.check()
+    one.wait_old_gone()
+
+
+def test_a_tunnel_goes_on_in_the_old_process(line, backend):
+    def script(c):
+        c.read_head()
+        c.send(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n")
+        while True:
+            c.send(c.read_exactly(4))
+    one = line([backend(script).address])
+    with one.d.client() as c:
+        c.send(request_bytes("GET", "/", [("Connection", "Upgrade"), ("Upgrade", "echo")]))
+        assert c.read_head().status == 101
+        one.upgrade()
+        for word in (b"ping", b"pong"):
+            c.send(word)
+            assert c.read_exactly(4) == word
+    one.wait_old_gone()
 
 
 def dump(one, name):

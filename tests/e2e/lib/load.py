@@ -20,8 +20,9 @@ class Load:
 
     KINDS = ("kept", "kept", "pausing", "pausing", "short", "short", "large", "large_short", "upload")
 
-    def __init__(self, address, kinds=KINDS, timeout=30):
+    def __init__(self, address, kinds=KINDS, timeout=30, tls=None):
         self.address = address
+        self.tls = tls
         self.timeout = timeout
         self.failures = []
         self.done = dict.fromkeys(kinds, 0)
@@ -69,7 +70,7 @@ class Load:
                 time.sleep(rng.random() * 0.12)
             try:
                 if client is None:
-                    client, used = Client(self.address, timeout=self.timeout), 0
+                    client, used = Client(self.address, timeout=self.timeout, tls=self.tls, server_name="one.demo"), 0
                 keep = self._ask(client, kind, seed)
                 self.done[kind] += 1
                 used += 1
