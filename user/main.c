@@ -25,6 +25,7 @@
 #include "base/log.h"
 #include "conf/conf.h"
 #include "control/control.h"
+#include "control/counts.h"
 #include "control/notify.h"
 #include "control/takeover.h"
 #include "control/upgrade.h"
@@ -51,6 +52,7 @@ struct app {
 	struct timer drain_limit, watchdog;
 	char exe[PATH_MAX]; /* the binary on disk, for an upgrade that we start ourselves */
 	int pid_fd;
+	int counts_fd; /* lent to an upgrade under way */
 	int cancel_fd;	/* readable when we are told to end, while there is no loop yet */
 	bool take_over; /* -u */
 	bool owner;	/* pins, pid file and the files of sockets are this process's to remove */
@@ -194,6 +196,13 @@ static void stop_gracefully(struct app *a)
 
 /* ---- handing over; each is a hook of control/upgrade.h ---- */
 
+static void forget_counts(struct app *a)
+{
+	if (a->counts_fd >= 0)
+		close(a->counts_fd);
+	a->counts_fd = -1;
+}
+
 static int upgrade_collect(void *ctx, struct handed *set)
 {
 	struct app *a = ctx;
@@ -205,6 +214,10 @@ static int upgrade_collect(void *ctx, struct handed *set)
 		r = handed_add(set, control_socket_fd(a->control), HANDED_ADMIN_SOCKET, HANDED_OWNS_PATH, "");
 	if (r == 0 && kern_lock_fd(a->kern) >= 0)
 		r = handed_add(set, kern_lock_fd(a->kern), HANDED_PIN_LOCK, 0, a->conf->pin_dir);
+	forget_counts(a);
+	a->counts_fd = counts_write(a->lb);
+	if (r == 0 && a->counts_fd >= 0)
+		r = handed_add(set, a->counts_fd, HANDED_COUNTS, 0, "");
 	return r;
 }
 
@@ -221,7 +234,10 @@ static void upgrade_handed_over(void *ctx, pid_t pid)
 
 static void upgrade_went_wrong(void *ctx)
 {
-	kern_repin(((struct app *)ctx)->kern);
+	struct app *a = ctx;
+
+	forget_counts(a);
+	kern_repin(a->kern);
 }
 
 /* The operator's verb: the binary on disk takes over, all in one. */
@@ -467,6 +483,7 @@ static int start(struct app *a, bool complete, char *why, size_t n)
 		snprintf(why, n, "cannot start health checks: %s", strerror(-r));
 		return -1;
 	}
+	counts_read(a->lb, handed_take(&a->handed, HANDED_COUNTS, NULL));
 	if (proxy_start(a->proxy, a->lb, why, n) < 0)
 		return -1;
 	struct control_hooks hooks = { .reload = reload, .upgrade = upgrade_verb, .ctx = a };
@@ -522,6 +539,7 @@ static void finish(struct app *a, const char *why)
 	if (!a->owner)
 		disown(a);
 	upgrade_stop(&a->upgrade);
+	forget_counts(a);
 	control_stop(&a->control);
 	proxy_stop(&a->proxy);
 	if (a->lb)
@@ -591,7 +609,7 @@ int main(int argc, char **argv)
 		{ "version", no_argument, NULL, 'V' },	  { "help", no_argument, NULL, 'h' },
 		{ NULL, 0, NULL, 0 },
 	};
-	struct app app = { .pid_fd = -1, .cancel_fd = -1, .signals.fd = -1 };
+	struct app app = { .pid_fd = -1, .counts_fd = -1, .cancel_fd = -1, .signals.fd = -1 };
 	bool daemon = false, upgrade = false, test = false, complete;
 	struct conf *c;
 	int opt;

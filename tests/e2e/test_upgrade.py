@@ -519,11 +519,13 @@ def test_counts_go_on(line):
     for _ in range(5):
         one.d.get("/bytes/10")
     before = one.d.metrics()
-    if not os.path.exists(f"{one.d.pin_dir}/counters"):
-        pytest.skip("no pinned maps here")
     one.upgrade()
     one.wait_old_gone()
     after = one.d.metrics()
+    for name in ("sluice_requests_total", "sluice_backend_requests_total"):
+        assert after.total(name) == before.total(name) == 5, name
+    if not os.path.exists(f"{one.d.pin_dir}/counters"):
+        pytest.skip("no pinned maps here")
     assert after.total("sluice_connections_total") >= before.total("sluice_connections_total") > 0
     assert after.bodies() == before.bodies() > 0
 
@@ -566,7 +568,7 @@ def dump(one, name):
 
 
 def test_connections_are_dealt_out_evenly_and_the_map_of_listeners_stays(line):
-    """By load, not by hash: 32 long connections over 4 workers are 8 each, also after an upgrade."""
+    """By load, not by hash: long connections are shared equally among workers, also after an upgrade."""
     one = line(threads=4)
     if not os.path.exists(f"{one.d.pin_dir}/listeners"):
         pytest.skip("no pinned maps here")
@@ -581,9 +583,10 @@ def test_connections_are_dealt_out_evenly_and_the_map_of_listeners_stays(line):
     assert len(listeners) == 4
     for _ in range(2):
         before = accepted()
-        clients = [one.d.client() for _ in range(32)]
-        wait_until(lambda: sum(accepted()) - sum(before) == 32, "the connections to be accepted")
-        assert [b - a for a, b in zip(before, accepted())] == [8] * 4
+        clients = [one.d.client() for _ in range(256)]
+        wait_until(lambda: sum(accepted()) - sum(before) == 256, "the connections to be accepted")
+        each = [b - a for a, b in zip(before, accepted())]
+        assert max(each) - min(each) <= 6, f"{each}: by hash it is 15 or so"
         for c in clients:
             c.close()
         wait_until(lambda: one.d.metrics().total("sluice_active_connections") == 0, "the connections to end")

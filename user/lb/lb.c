@@ -347,6 +347,15 @@ void lb_each_backend(struct lb *lb, void (*fn)(void *ctx, const struct upstream 
 	pthread_mutex_unlock(&lb->lock);
 }
 
+void lb_restore_status(struct lb *lb, const char *upstream, unsigned status, uint64_t n)
+{
+	pthread_mutex_lock(&lb->lock);
+	for (struct upstream_stats *s = lb->stats; s && status < UPSTREAM_STATUS_MAX; s = s->next)
+		if (strcmp(s->name, upstream) == 0)
+			atomic_fetch_add_explicit(&s->shard[0].code[status], n, memory_order_relaxed);
+	pthread_mutex_unlock(&lb->lock);
+}
+
 void lb_each_stats(struct lb *lb, void (*fn)(void *ctx, const struct upstream_stats *s), void *ctx)
 {
 	pthread_mutex_lock(&lb->lock);
