@@ -196,7 +196,7 @@ def test_new_keys_midway_are_followed_or_break_the_connection_with_a_reason(slui
                 rest = c.read_exactly(99995)
             else:
                 rest, how = c.read_end()
-                d.wait_log("peer changed its keys")
+                d.wait_log("the peer changed its keys")
             assert (len(rest), how) == ((99995, None) if follows else (0, "rst"))
     finally:
         peer.kill()

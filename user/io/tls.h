@@ -203,6 +203,8 @@ enum tls_failure {
 
 enum tls_failure tls_failure(const struct tls *t);
 const char *tls_failure_name(enum tls_failure f);
+/* What broke a connection that was open, as a static sentence for a log line that outlives t; NULL: the socket did. */
+const char *tls_open_failure(const struct tls *t);
 /* A sentence for a person, "" when nothing failed. Valid as long as t. */
 const char *tls_reason(const struct tls *t);
 

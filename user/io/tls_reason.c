@@ -27,6 +27,21 @@ enum tls_failure tls_failure(const struct tls *t)
 	return t->failure;
 }
 
+const char *tls_open_failure(const struct tls *t)
+{
+	switch (t->failure) {
+	case TLS_FAIL_TRUNCATED:
+		return "the peer ended TLS without close_notify";
+	case TLS_FAIL_REKEY:
+		return "the peer changed its keys and the kernel can not follow";
+	case TLS_FAIL_NONE:
+	case TLS_FAIL_SOCKET:
+		return NULL;
+	default:
+		return t->alert_in ? SSL_alert_desc_string_long(t->alert_in - 1) : "the peer broke the TLS protocol";
+	}
+}
+
 const char *tls_reason(const struct tls *t)
 {
 	return t->reason;
@@ -51,6 +66,7 @@ int tls_fail_alert(struct tls *t, uint8_t alert)
 {
 	enum tls_failure f = TLS_FAIL_ALERT;
 
+	t->alert_in = (uint8_t)(alert + 1);
 	if (alert == SSL_AD_PROTOCOL_VERSION)
 		f = TLS_FAIL_VERSION;
 	else if (alert == SSL_AD_NO_APPLICATION_PROTOCOL)

@@ -7,6 +7,7 @@
 #include <sys/socket.h>
 
 #include "base/log.h"
+#include "io/tls.h"
 #include "proxy/exchange_inner.h"
 #include "proxy/listener.h"
 #include "proxy/worker.h"
@@ -270,8 +271,9 @@ static bool run_response(struct session *s)
 		exchange_abort(s, END_UPSTREAM_CUT);
 		return false;
 	case BODY_SRC_FAILED:
-		x->detail = x->response.err == -ENODATA ? "the backend ended TLS without close_notify"
-							: "the backend reset the connection within the body";
+		x->detail = x->up->conn.tls ? tls_open_failure(x->up->conn.tls) : NULL;
+		if (!x->detail)
+			x->detail = "the backend reset the connection within the body";
 		exchange_abort(s, END_UPSTREAM_CUT);
 		return false;
 	case BODY_BAD:
