@@ -32,7 +32,12 @@ void conn_deinit(struct conn *c, bool abort)
 		tls_shutdown(c->tls);
 	tls_free(c->tls);
 	c->tls = NULL;
-	close(c->watch.fd); /* the descriptor is never shared, so this ends the watch too */
+	/*
+	 * close alone would end the watch only if no other descriptor shared the socket: a child between fork and
+	 * exec (an upgrade) has copies, and until it execs events would go on coming.
+	 */
+	loop_del(c->loop, &c->watch);
+	close(c->watch.fd);
 	c->watch.fd = -1;
 }
 
