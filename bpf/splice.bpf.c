@@ -142,6 +142,25 @@ static __always_inline __u32 overhead_of(struct sluice_flow *f, __u32 truesize, 
 	return now;
 }
 
+/*
+ * Whether the source's window is about to close although nothing is unread.
+ * Buffers that arrive while user space holds the socket's lock wait in its
+ * backlog, and the kernel takes them all for used memory until the last one was
+ * worked off (__release_sock, tcp_space). On loopback each acknowledgement
+ * brings the next buffer at once, so the sum grows until the window is shut;
+ * then it is zero again, but nobody says so, and the sender waits for its persist
+ * timer. A buffer passed in time is the remedy: reading it opens the window.
+ */
+static __always_inline int window_closing(const struct tcp_sock *src)
+{
+	__s32 waiting = src->inet_conn.icsk_inet.sk.sk_backlog.len;
+	__s32 held = src->inet_conn.icsk_inet.sk.sk_backlog.rmem_alloc.counter;
+	__s32 size = src->inet_conn.icsk_inet.sk.sk_rcvbuf;
+	__u32 mss = src->inet_conn.icsk_ack.rcv_mss;
+
+	return waiting > 0 && size - waiting - held < (__s32)(6 * mss); /* half of it is window */
+}
+
 SEC("sk_skb")
 int splice_verdict(struct __sk_buff *skb)
 {
@@ -252,6 +271,12 @@ int splice_verdict(struct __sk_buff *skb)
 	}
 	if (len > f->limit - moved) {
 		COUNT(c, verdict_pass_end_crossing);
+		goto spill;
+	}
+	if (window_closing(src)) {
+		COUNT(c, verdict_pass_closing);
+		COUNT(c, flow_spills);
+		f->spills++;
 		goto spill;
 	}
 	target = f->target;

@@ -84,8 +84,17 @@ struct sock_common {
 	volatile unsigned char skc_state;
 };
 
+typedef struct {
+	int counter;
+} atomic_t;
+
 struct sock {
 	struct sock_common __sk_common;
+	struct {
+		atomic_t rmem_alloc;
+		int len;
+	} sk_backlog;
+	int sk_rcvbuf;
 	int sk_wmem_queued;
 	int sk_sndbuf;
 };
@@ -96,6 +105,9 @@ struct inet_sock {
 
 struct inet_connection_sock {
 	struct inet_sock icsk_inet;
+	struct {
+		__u16 rcv_mss;
+	} icsk_ack;
 };
 
 struct tcp_sock {

@@ -193,21 +193,30 @@ static enum flow_result source_ended(struct flow *f)
  * Reads off the source what was sent ahead. 0 or -errno. Before, the window is
  * clamped to a part of the receive buffer: the update this sends makes the
  * sender fill it at once, which on loopback happens while the lock is held
- * here; were it the whole buffer, the kernel would count the waiting bytes as
- * used up, answer with a tiny window and never think of it again.
+ * here, and goes on with every acknowledgement; the kernel counts all of that
+ * as used up until the lock is released. So for the time of the read the buffer
+ * is as large as the burst, and small again afterwards, since what it holds of
+ * passed bytes is what has to be copied (see window_closing in the program).
  */
 static int consume(struct flow *f)
 {
+	int r = 0;
+
+	if (f->ahead == 0)
+		return 0;
 	sock_source_clamp(f->src->fd);
-	while (f->ahead > 0) {
+	sock_source_widen(f->src, f->window);
+	while (f->ahead > 0 && r == 0) {
 		ssize_t n = recv(f->src->fd, f->group->buffer, f->ahead, MSG_DONTWAIT);
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n <= 0)
-			return n == 0 ? -EPROTO : -errno;
-		f->ahead -= (size_t)n;
+		if (n > 0)
+			f->ahead -= (size_t)n;
+		else if (n == 0)
+			r = -EPROTO;
+		else if (errno != EINTR)
+			r = -errno;
 	}
-	return 0;
+	sock_source_narrow(f->src);
+	return r;
 }
 
 static enum flow_result room_wait(struct flow *f)

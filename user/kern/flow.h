@@ -65,6 +65,7 @@ struct flow_sock {
 	/* private */
 	uint8_t roles; /* of enum flow_role */
 	bool room_watch, room_wait; /* registered for room to send; waiting for it */
+	bool near;		    /* the source is close by: its receive buffer is kept small */
 	uint32_t slot; /* valid with FLOW_SOURCE */
 	uint64_t cookie;
 	struct flow_group *group;

@@ -56,6 +56,11 @@ int sock_room_wait(struct flow_sock *fs, uint32_t low);
 void sock_room_end(struct flow_sock *fs);
 /* Bounds the window a source offers. */
 void sock_source_clamp(int fd);
+/* Makes room in a near source's receive buffer for a burst of about `window` bytes, and takes it back. */
+void sock_source_widen(struct flow_sock *fs, uint32_t window);
+void sock_source_narrow(struct flow_sock *fs);
+/* Sends an acknowledgement that is due, with the window as it is now. */
+void sock_ack(int fd);
 /* Waits until no run of the verdict program that began before is under way on this socket. */
 void sock_program_barrier(int fd);
 

@@ -106,12 +106,29 @@ static int refuse(struct flow_sock *fs, enum flow_refusal why, struct sluice_cou
  * at most the source's receive window; so the window of a near source is made
  * small. A far one needs its bandwidth-delay product and keeps autotuning.
  */
-static void source_buffer(int fd, const struct tcp_info *ti)
+static void source_buffer(struct flow_sock *fs, int fd, const struct tcp_info *ti)
 {
 	int size = SOURCE_BUFFER;
 
-	if (ti->tcpi_rtt <= 1000)
+	fs->near = ti->tcpi_rtt <= 1000;
+	if (fs->near)
 		(void)setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &size, sizeof(size));
+}
+
+void sock_source_widen(struct flow_sock *fs, uint32_t window)
+{
+	int size = (int)(window / 3 * 2 + SOURCE_BUFFER);
+
+	if (fs->near)
+		(void)setsockopt(fs->fd, SOL_SOCKET, SO_RCVBUFFORCE, &size, sizeof(size));
+}
+
+void sock_source_narrow(struct flow_sock *fs)
+{
+	int size = SOURCE_BUFFER;
+
+	if (fs->near)
+		(void)setsockopt(fs->fd, SOL_SOCKET, SO_RCVBUF, &size, sizeof(size));
 }
 
 /* Newer kernels forget the clamp when they measure another segment size, so it is set anew before it matters. */
@@ -119,6 +136,12 @@ void sock_source_clamp(int fd)
 {
 	int window = SOURCE_WINDOW;
 	(void)setsockopt(fd, IPPROTO_TCP, TCP_WINDOW_CLAMP, &window, sizeof(window));
+}
+
+void sock_ack(int fd)
+{
+	int one = 1;
+	(void)setsockopt(fd, IPPROTO_TCP, TCP_QUICKACK, &one, sizeof(one));
 }
 
 /*
@@ -197,7 +220,7 @@ int flow_sock_insert(struct flow_group *g, struct flow_sock *fs, int fd, unsigne
 		fs->roles |= FLOW_TARGET;
 	}
 	if (missing & FLOW_SOURCE) {
-		source_buffer(fd, &ti);
+		source_buffer(fs, fd, &ti);
 		r = insert_source(g, fs, fd, cookie);
 		if (r != 0)
 			return r;
