@@ -215,10 +215,18 @@ static int upgrade_collect(void *ctx, struct handed *set)
 	if (r == 0 && kern_lock_fd(a->kern) >= 0)
 		r = handed_add(set, kern_lock_fd(a->kern), HANDED_PIN_LOCK, 0, a->conf->pin_dir);
 	forget_counts(a);
-	a->counts_fd = counts_write(a->lb);
+	a->counts_fd = counts_file();
 	if (r == 0 && a->counts_fd >= 0)
 		r = handed_add(set, a->counts_fd, HANDED_COUNTS, 0, "");
 	return r;
+}
+
+static void upgrade_ready(void *ctx)
+{
+	struct app *a = ctx;
+
+	if (a->counts_fd >= 0 && counts_write(a->lb, a->counts_fd) < 0)
+		log_warn("upgrade", "reason=\"counters could not be handed over\"");
 }
 
 static void upgrade_handed_over(void *ctx, pid_t pid)
@@ -483,12 +491,12 @@ static int start(struct app *a, bool complete, char *why, size_t n)
 		snprintf(why, n, "cannot start health checks: %s", strerror(-r));
 		return -1;
 	}
-	counts_read(a->lb, handed_take(&a->handed, HANDED_COUNTS, NULL));
 	if (proxy_start(a->proxy, a->lb, why, n) < 0)
 		return -1;
 	struct control_hooks hooks = { .reload = reload, .upgrade = upgrade_verb, .ctx = a };
 	struct upgrade_hooks upgrades = {
-		.collect = upgrade_collect, .handed_over = upgrade_handed_over, .failed = upgrade_went_wrong, .ctx = a
+		.collect = upgrade_collect, .ready = upgrade_ready,
+		.handed_over = upgrade_handed_over, .failed = upgrade_went_wrong, .ctx = a
 	};
 	control_set_hooks(a->control, &hooks);
 	if ((r = upgrade_start(a->upgrade, a->loop, &upgrades)) < 0) {
@@ -501,6 +509,7 @@ static int start(struct app *a, bool complete, char *why, size_t n)
 	}
 	if (a->takeover && takeover_ready(a->takeover, a->cancel_fd, why, n) < 0)
 		return -1;
+	counts_read(a->lb, handed_take(&a->handed, HANDED_COUNTS, NULL));
 	a->owner = true;
 	proxy_accept(a->proxy);
 	if (a->takeover)

@@ -32,22 +32,24 @@ static void write_backend(void *ctx, const struct upstream *u, struct backend *b
 		buf_printf(ctx, "backend %s/%s %" PRIu64 "\n", u->c->name, b->text, n);
 }
 
-int counts_write(struct lb *lb)
+int counts_file(void)
+{
+	int fd = memfd_create("sluice-counts", MFD_CLOEXEC);
+
+	return fd < 0 ? -errno : fd;
+}
+
+int counts_write(struct lb *lb, int fd)
 {
 	struct buf text = BUF_INIT;
-	int fd, r = 0;
+	int r = 0;
 
 	lb_each_stats(lb, write_stats, &text);
 	lb_each_backend(lb, write_backend, &text);
-	fd = memfd_create("sluice-counts", MFD_CLOEXEC);
-	if (fd < 0)
-		r = -errno;
-	else if (text.len && pwrite(fd, buf_data(&text), text.len, 0) != (ssize_t)text.len)
+	if (ftruncate(fd, 0) < 0 || (text.len && pwrite(fd, buf_data(&text), text.len, 0) != (ssize_t)text.len))
 		r = -EIO;
 	buf_deinit(&text);
-	if (r < 0 && fd >= 0)
-		close(fd);
-	return r < 0 ? r : fd;
+	return r;
 }
 
 static void read_line(struct lb *lb, const char *line)

@@ -198,6 +198,7 @@ static void take_ready(struct upgrade *u)
 	int r;
 
 	fault_exit(FAULT_EXIT_COMMIT);
+	u->hooks.ready(u->hooks.ctx);
 	r = send_simple(u, UPGRADE_GO, "");
 	if (r < 0) {
 		give_up(u, strerror(-r), NULL);

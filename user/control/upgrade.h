@@ -33,6 +33,8 @@ struct upgrade;
 struct upgrade_hooks {
 	/* Adds what is to be handed over to set, as borrowed descriptors. 0 or -ENOMEM. */
 	int (*collect)(void *ctx, struct handed *set);
+	/* The new process is ready; what it shall know last can be written down. */
+	void (*ready)(void *ctx);
 	/* Another process serves: stop accepting and drain. Called once, nothing follows. */
 	void (*handed_over)(void *ctx, pid_t pid);
 	/* A new process began and did not come up; what it may have replaced outside (pins) can be put right. */
