@@ -197,15 +197,18 @@ static enum flow_result source_ended(struct flow *f)
  * as used up until the lock is released. So for the time of the read the buffer
  * is as large as the burst, and small again afterwards, since what it holds of
  * passed bytes is what has to be copied (see window_closing in the program).
+ * Not when more lies unread behind what is consumed (all is false): the burst
+ * would be passed too.
  */
-static int consume(struct flow *f)
+static int consume(struct flow *f, bool all)
 {
 	int r = 0;
 
 	if (f->ahead == 0)
 		return 0;
 	sock_source_clamp(f->src->fd);
-	sock_source_widen(f->src, f->window);
+	if (all)
+		sock_source_widen(f->src, f->window);
 	while (f->ahead > 0 && r == 0) {
 		ssize_t n = recv(f->src->fd, f->group->buffer, f->ahead, MSG_DONTWAIT);
 		if (n > 0)
@@ -215,7 +218,8 @@ static int consume(struct flow *f)
 		else if (errno != EINTR)
 			r = -errno;
 	}
-	sock_source_narrow(f->src);
+	if (all)
+		sock_source_narrow(f->src);
 	return r;
 }
 
@@ -243,7 +247,7 @@ static enum flow_result pump(struct flow *f)
 		if (__atomic_load_n(&shared(f)->broken, __ATOMIC_RELAXED))
 			return finish(f, FLOW_SRC_ERROR, EPROTO);
 		if (moved(f) == f->limit) {
-			r = consume(f);
+			r = consume(f, false);
 			return r < 0 ? finish(f, FLOW_SRC_ERROR, -r) : source_done(f);
 		}
 		missing = target_missing(f);
@@ -287,7 +291,7 @@ static enum flow_result pump(struct flow *f)
 		/* Grown since? A full buffer is emptied first: the peek can not show more. */
 		if (n < FLOW_BUFFER && moved(f) != f->limit && __atomic_load_n(&shared(f)->passed, __ATOMIC_ACQUIRE) != passed)
 			continue;
-		r = consume(f);
+		r = consume(f, n < FLOW_BUFFER);
 		if (r < 0)
 			return finish(f, FLOW_SRC_ERROR, -r);
 	}
@@ -423,7 +427,7 @@ uint64_t flow_disarm(struct flow *f)
 		__atomic_store_n(&shared(f)->epoch, 0, __ATOMIC_SEQ_CST);
 		sock_program_barrier(fd);
 		refresh(f);
-		(void)consume(f);
+		(void)consume(f, false);
 	}
 	want = f->written_base + moved(f);
 	if (sock_written_exact(f->dst->fd, &written, &ti) < 0)

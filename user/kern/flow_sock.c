@@ -98,7 +98,7 @@ static int refuse(struct flow_sock *fs, enum flow_refusal why, struct sluice_cou
 	return FLOW_NOT_NOW;
 }
 
-#define SOURCE_BUFFER (256 << 10) /* the kernel doubles it */
+#define SOURCE_BUFFER (128 << 10) /* the kernel doubles it */
 #define SOURCE_WINDOW (128 << 10)
 
 /*
@@ -117,7 +117,7 @@ static void source_buffer(struct flow_sock *fs, int fd, const struct tcp_info *t
 
 void sock_source_widen(struct flow_sock *fs, uint32_t window)
 {
-	int size = (int)(window / 3 * 2 + SOURCE_BUFFER);
+	int size = (int)(window / 3 * 2 + 2 * SOURCE_BUFFER);
 
 	if (fs->near)
 		(void)setsockopt(fs->fd, SOL_SOCKET, SO_RCVBUFFORCE, &size, sizeof(size));
