@@ -167,11 +167,11 @@ def markdown(results):
 
 COLOURS = {"direct": "#9aa5b1", "haproxy": "#4c78a8", "nginx": "#5b9a5b"}
 STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:68rem;padding:0 1rem;color:#1f2933;background:#fff}
+body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:84rem;padding:0 1rem;color:#1f2933;background:#fff}
 h1{font-size:1.6rem;margin:0 0 .3rem}h2{font-size:1.15rem;margin:2.2rem 0 .4rem}p.small{color:#52606d;font-size:.87rem}
 table{border-collapse:collapse;font-size:.86rem;width:100%}td,th{padding:.25rem .6rem;border-bottom:1px solid #e4e7eb;text-align:right;
 font-variant-numeric:tabular-nums}td:first-child,th:first-child{text-align:left}th{color:#52606d;font-weight:600}
-.plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(29rem,1fr));gap:.4rem 1.5rem}svg{width:100%;height:auto}
+.plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(25rem,1fr));gap:.4rem 1.5rem}svg{width:100%;height:auto}
 svg text{font:12px system-ui,sans-serif;fill:#1f2933}svg .quiet{fill:#7b8794}.PASS{color:#1b7a3d;font-weight:700}.MISS{color:#b42318;font-weight:700}
 .wide{overflow-x:auto}#goals td{text-align:left}#goals th{text-align:left}
 """
