@@ -13,6 +13,7 @@ import os
 import pathlib
 import platform
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -182,6 +183,7 @@ class Bench:
 def main():
     args = arguments()
     bench = Bench(args)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what was started is stopped
     try:
         results = bench.run()
     except KeyboardInterrupt:

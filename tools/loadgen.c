@@ -16,8 +16,8 @@
  * and the proxy sees a slow reader.
  *
  * The program announces {"event":"begin"} after the warm-up and {"event":"end",...}
- * with the figures of the time between, and keeps the load up until its
- * standard input closes: whoever measures CPU samples a steady state twice.
+ * with the figures of the time between. With --linger it keeps the load up until
+ * its standard input closes: whoever measures CPU samples a steady state twice.
  */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -74,7 +74,7 @@ static struct {
 	uint64_t rate, period_ns, sample, stall_after, requests;
 	int rcvbuf;
 	double warmup, duration;
-	bool hold;
+	bool hold, linger;
 } opt = { .path = "/", .connections = 1, .period_ns = 10 * NS_PER_MS, .duration = 5, .sample = 1 << 20 };
 
 static int ep;
@@ -574,6 +574,8 @@ static void run(void)
 			announce("begin");
 		} else if (begin && !ended && (now >= until || (opt.requests && now_figures.requests >= opt.requests))) {
 			report((double)(now_ns() - begin) / 1e9, cpu_seconds() - cpu);
+			if (!opt.linger)
+				return;
 			until = UINT64_MAX;
 		}
 	}
@@ -595,7 +597,8 @@ static void usage(FILE *f)
 		   "  --sample BYTES      compare some bytes of each so many; 0: no (1048576)\n"
 		   "  --hold              one answer for each, then stay connected\n"
 		   "  --stall-after BYTES read so many, then stop reading\n"
-		   "Prints JSON lines; the load goes on until standard input closes.\n");
+		   "  --linger            go on after the figures, until standard input closes\n"
+		   "Prints JSON lines.\n");
 }
 
 static void parse(int argc, char **argv)
@@ -604,8 +607,8 @@ static void parse(int argc, char **argv)
 		{ "path", 1, NULL, 'p' },     { "connections", 1, NULL, 'c' }, { "rate", 1, NULL, 'r' },
 		{ "period", 1, NULL, 'P' },   { "rcvbuf", 1, NULL, 'b' },      { "warmup", 1, NULL, 'w' },
 		{ "duration", 1, NULL, 'd' }, { "requests", 1, NULL, 'n' },    { "sample", 1, NULL, 's' },
-		{ "hold", 0, NULL, 'H' },     { "stall-after", 1, NULL, 'S' }, { "help", 0, NULL, 'h' },
-		{ NULL, 0, NULL, 0 },
+		{ "hold", 0, NULL, 'H' },     { "stall-after", 1, NULL, 'S' }, { "linger", 0, NULL, 'L' },
+		{ "help", 0, NULL, 'h' },     { NULL, 0, NULL, 0 },
 	};
 	char *colon, host[64];
 	int o;
@@ -641,6 +644,9 @@ static void parse(int argc, char **argv)
 			break;
 		case 'H':
 			opt.hold = true;
+			break;
+		case 'L':
+			opt.linger = true;
 			break;
 		case 'S':
 			opt.stall_after = strtoull(optarg, NULL, 10);
@@ -687,7 +693,7 @@ int main(int argc, char **argv)
 		die("start", strerror(ENOMEM));
 	for (unsigned i = 0; i < opt.connections; i++)
 		clients[i].fd = -1;
-	if (epoll_ctl(ep, EPOLL_CTL_ADD, STDIN_FILENO, &input) < 0 && errno != EPERM)
+	if (opt.linger && epoll_ctl(ep, EPOLL_CTL_ADD, STDIN_FILENO, &input) < 0)
 		die("epoll_ctl", strerror(errno));
 	run();
 	return 0;

@@ -112,7 +112,7 @@ def stall_bound_mb(window, metric):
 
 class Loadgen:
     def __init__(self, build, directory, load, port, duration, more=()):
-        argv = [build / "loadgen", "--path", load.path, "--connections", load.connections, "--duration", duration, *load.args,
+        argv = [build / "loadgen", "--path", load.path, "--linger", "--connections", load.connections, "--duration", duration, *load.args,
                 *more, f"127.0.0.1:{port}"]
         self.log = directory / "loadgen.log"
         self.log.unlink(missing_ok=True)
