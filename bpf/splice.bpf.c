@@ -38,7 +38,7 @@ const volatile __u8 trim_enabled = 1; /* 0 only in the test that shows what the 
 #define TCP_CLOSE_WAIT 8
 #define TRIM_MAX 4095	    /* sk_skb_adjust_room: at most 12 bits a call */
 #define TRIM_ROUNDS 20	    /* 80 KB: more than one buffer holds without BIG TCP */
-#define OVERHEAD_UNIT 16
+#define RECENT_MAX (256u << 10)
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -129,17 +129,22 @@ static __always_inline int trim(struct __sk_buff *skb, __u32 n)
 	return n == 0;
 }
 
-/* Memory this source's buffers take per payload byte, in sixteenths: up at once, down slowly. */
-static __always_inline __u32 overhead_of(struct sluice_flow *f, __u32 truesize, __u32 len)
+/*
+ * Memory that so many bytes of this source take while they wait. Measured over
+ * the last few hundred KB: by single buffers, a small one now and then would
+ * make every large one look dear.
+ */
+static __always_inline __u64 memory_of(struct sluice_flow *f, __u32 bytes, __u32 truesize, __u32 len)
 {
-	__u32 now = truesize / (len / OVERHEAD_UNIT + 1), was = f->overhead;
+	__u32 l = f->recent_len + len, t = f->recent_truesize + truesize;
 
-	if (now < OVERHEAD_UNIT)
-		now = OVERHEAD_UNIT;
-	if (now < was)
-		now = was - (was - now + 31) / 32;
-	f->overhead = now;
-	return now;
+	if (l > RECENT_MAX || t > 16 * RECENT_MAX) {
+		l = l / 2 + 1;
+		t /= 2;
+	}
+	f->recent_len = l;
+	f->recent_truesize = t;
+	return t > l ? (__u64)bytes * t / l : bytes;
 }
 
 /*
@@ -158,7 +163,7 @@ static __always_inline int window_closing(const struct tcp_sock *src)
 	__s32 size = src->inet_conn.icsk_inet.sk.sk_rcvbuf;
 	__u32 mss = src->inet_conn.icsk_ack.rcv_mss;
 
-	return waiting > 0 && size - waiting - held < (__s32)(6 * mss); /* half of it is window */
+	return waiting > 0 && size - waiting - held < (__s32)(2 * mss);
 }
 
 SEC("sk_skb")
@@ -296,7 +301,7 @@ int splice_verdict(struct __sk_buff *skb)
 		__s32 unsent = (__s32)(write_seq - dst->snd_nxt), backlog;
 		__u8 state = dst->inet_conn.icsk_inet.sk.__sk_common.skc_state;
 		__s32 queued = dst->inet_conn.icsk_inet.sk.sk_wmem_queued, sndbuf = dst->inet_conn.icsk_inet.sk.sk_sndbuf;
-		__u32 window = f->window, overhead = overhead_of(f, truesize, len);
+		__u32 window = f->window;
 		__u64 held;
 
 		bpf_sk_release(dst_sk);
@@ -317,7 +322,7 @@ int splice_verdict(struct __sk_buff *skb)
 		if (lim && lim->window_max < window)
 			window = lim->window_max;
 		f->outstanding = (__u32)backlog;
-		held = (__u64)(__u32)unsent + ((__u64)(__u32)backlog + len) * overhead / OVERHEAD_UNIT;
+		held = (__u64)(__u32)unsent + memory_of(f, (__u32)backlog + len, truesize, len);
 		if (backlog + unsent > 0 && (held > window || queued + backlog >= sndbuf)) {
 			COUNT(c, verdict_pass_window);
 			COUNT(c, flow_spills);

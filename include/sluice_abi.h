@@ -106,14 +106,16 @@ struct sluice_flow {
 	__u64 redirected_total; /* since insertion */
 	__u32 seen_epoch;
 	__u32 next_seq;	   /* sequence number after the last byte seen */
-	__u32 seq_valid;   /* 0: no byte seen yet */
 	__u32 base_seq;	   /* target's write_seq less moved, at the first buffer of this body */
 	__u32 outstanding; /* bytes redirected and not yet in the target's send buffer, at the last buffer */
-	__u32 overhead;	   /* memory per payload byte of this source's buffers, x16, recent maximum */
+	__u32 recent_len;  /* payload of the buffers seen lately ... */
+	__u32 recent_truesize; /* ... and the memory they took */
 	__u32 spills;
 	__u32 trims;
-	__u32 broken;	   /* 1: an overlap could not be cut off; nothing more is delivered */
-	__u32 base_valid;  /* base_seq was taken for seen_epoch */
+	__u8 seq_valid;	 /* next_seq was taken */
+	__u8 base_valid; /* base_seq was taken for seen_epoch */
+	__u8 broken;	 /* an overlap could not be cut off; nothing more is delivered */
+	__u8 pad_bpf[5];
 };
 _Static_assert(sizeof(struct sluice_flow) == 128, "sluice_flow: one cache line per writer");
 

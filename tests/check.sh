@@ -20,7 +20,7 @@ stage() {
 }
 # Adds "N passed, N failed, N skipped" from the last matching line of a file.
 add() {
-	set -- $(sed -n 's/.*[^0-9]\{0,1\}\([0-9][0-9]*\) passed, \([0-9][0-9]*\) failed, \([0-9][0-9]*\) skipped.*/\1 \2 \3/p' "$1" | tail -n 1)
+	set -- $(grep -oE '[0-9]+ passed, [0-9]+ failed, [0-9]+ skipped' "$1" | tail -n 1 | tr -dc '0-9 ')
 	if [ $# -ne 3 ]; then
 		failed=$((failed + 1))
 		return

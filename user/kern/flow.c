@@ -27,7 +27,6 @@
 
 #define POLL_MIN_NS (50 * 1000ull)
 #define POLL_MAX_NS (4 * NS_PER_MS)
-#define RATE_FLOOR (16ull << 20)
 
 static struct sluice_flow *shared(const struct flow *f)
 {
@@ -84,12 +83,11 @@ static int socket_error(int fd, int otherwise)
 	return getsockopt(fd, SOL_SOCKET, SO_ERROR, &e, &n) == 0 && e ? e : otherwise;
 }
 
-/* How long the rest should take at the rate the target's peer takes bytes. */
-static void poll_later(struct flow *f, uint64_t missing)
+/* Looks again soon, then less and less often: the worker needs microseconds, or the target is full and it needs ticks. */
+static void poll_later(struct flow *f)
 {
-	uint64_t rate = MAX_OF(f->rate, RATE_FLOOR), wait = missing * NS_PER_S / rate;
-
-	group_at(f, now_ns() + MIN_OF(MAX_OF(wait, POLL_MIN_NS), POLL_MAX_NS));
+	f->poll_ns = f->poll_ns ? MIN_OF(f->poll_ns * 2, POLL_MAX_NS) : POLL_MIN_NS;
+	group_at(f, now_ns() + f->poll_ns);
 }
 
 /*
@@ -112,9 +110,9 @@ static int64_t target_missing(struct flow *f)
 		refresh(f);
 		want = f->written_base + moved(f);
 		f->notsent = ti.tcpi_notsent_bytes;
-		f->rate = ti.tcpi_delivery_rate;
 		if (written == want) {
 			f->flushed = f->redirected;
+			f->poll_ns = 0;
 			return 0;
 		}
 		if (ti.tcpi_state != SOCK_ESTABLISHED && ti.tcpi_state != SOCK_CLOSE_WAIT)
@@ -123,10 +121,10 @@ static int64_t target_missing(struct flow *f)
 	return written < want ? (int64_t)(want - written) : -EPROTO;
 }
 
-static enum flow_result target_wait(struct flow *f, int64_t missing)
+static enum flow_result target_wait(struct flow *f)
 {
 	f->state = f->state == FLOW_DRAIN ? FLOW_DRAIN : FLOW_SPILL;
-	poll_later(f, (uint64_t)missing);
+	poll_later(f);
 	return FLOW_WAIT;
 }
 
@@ -142,7 +140,7 @@ static enum flow_result source_done(struct flow *f)
 		return finish(f, FLOW_DONE, 0);
 	if (missing < 0)
 		return finish(f, FLOW_DST_ERROR, (int)-missing);
-	target_wait(f, missing);
+	target_wait(f);
 	return FLOW_MOVED;
 }
 
@@ -169,7 +167,7 @@ static enum flow_result source_empty(struct flow *f, uint64_t passed)
 {
 	f->state = FLOW_KERNEL;
 	if (passed != f->passed && bytes_hidden(f))
-		poll_later(f, 0);
+		poll_later(f);
 	else
 		f->passed = passed;
 	return FLOW_WAIT;
@@ -178,7 +176,7 @@ static enum flow_result source_empty(struct flow *f, uint64_t passed)
 static enum flow_result source_ended(struct flow *f)
 {
 	if (bytes_hidden(f)) {
-		poll_later(f, 0);
+		poll_later(f);
 		return FLOW_WAIT;
 	}
 	f->eof = true;
@@ -190,15 +188,16 @@ static enum flow_result source_ended(struct flow *f)
 }
 
 /*
- * Reads off the source what was sent ahead. 0 or -errno. Before, the window is
- * clamped to a part of the receive buffer: the update this sends makes the
- * sender fill it at once, which on loopback happens while the lock is held
- * here, and goes on with every acknowledgement; the kernel counts all of that
- * as used up until the lock is released. So for the time of the read the buffer
- * is as large as the burst, and small again afterwards, since what it holds of
- * passed bytes is what has to be copied (see window_closing in the program).
- * Not when more lies unread behind what is consumed (all is false): the burst
- * would be passed too.
+ * Reads off the source what was sent ahead. 0 or -errno. The window update this
+ * sends makes the sender fill the window at once; on loopback that happens
+ * while the socket's lock is held here, and goes on with every acknowledgement.
+ * The kernel takes all of that for used memory until the lock is released, and
+ * if it ends with a closed window it never thinks of it again: the sender would
+ * wait for its persist timer. So for the time of the read the buffer has room
+ * for as much as the program will redirect and some more, which is passed and
+ * has us read again. Afterwards it is small, since what it holds of passed bytes
+ * is what has to be copied. Not when more lies unread behind what is consumed
+ * (all is false): the burst would be passed too.
  */
 static int consume(struct flow *f, bool all)
 {
@@ -206,9 +205,8 @@ static int consume(struct flow *f, bool all)
 
 	if (f->ahead == 0)
 		return 0;
-	sock_source_clamp(f->src->fd);
 	if (all)
-		sock_source_widen(f->src, f->window);
+		sock_source_widen(f->src, f->window - MIN_OF(f->notsent, f->window));
 	while (f->ahead > 0 && r == 0) {
 		ssize_t n = recv(f->src->fd, f->group->buffer, f->ahead, MSG_DONTWAIT);
 		if (n > 0)
@@ -229,8 +227,21 @@ static enum flow_result room_wait(struct flow *f)
 
 	f->state = FLOW_SPILL;
 	if (r < 0)
-		poll_later(f, f->notsent); /* without the watch it is looked at now and then */
+		poll_later(f); /* without the watch it is looked at now and then */
 	return FLOW_WAIT;
+}
+
+/* Whether the target still has more unsent than leaves room for a burst worth its brake. */
+static bool target_crowded(struct flow *f)
+{
+	uint64_t written;
+	struct tcp_info ti;
+
+	if (f->notsent <= f->window / 4)
+		return false;
+	if (sock_written(f->dst->fd, &written, &ti) == 0)
+		f->notsent = ti.tcpi_notsent_bytes;
+	return f->notsent > f->window / 4;
 }
 
 static enum flow_result pump(struct flow *f)
@@ -254,8 +265,8 @@ static enum flow_result pump(struct flow *f)
 		if (missing < 0)
 			return finish(f, FLOW_DST_ERROR, (int)-missing);
 		if (missing > 0)
-			return target_wait(f, missing);
-		if (f->notsent > f->window / 4)
+			return target_wait(f);
+		if (target_crowded(f))
 			return room_wait(f);
 
 		passed = __atomic_load_n(&shared(f)->passed, __ATOMIC_ACQUIRE);
@@ -281,6 +292,7 @@ static enum flow_result pump(struct flow *f)
 			if (k < 0)
 				return finish(f, FLOW_DST_ERROR, errno);
 			f->ahead += (size_t)k;
+			f->notsent += (uint32_t)k;
 			f->forwarded += (uint64_t)k;
 			__atomic_store_n(&shared(f)->forwarded, f->forwarded, __ATOMIC_SEQ_CST);
 			g->counters->flow_pump_bytes += (uint64_t)k;
@@ -291,6 +303,9 @@ static enum flow_result pump(struct flow *f)
 		/* Grown since? A full buffer is emptied first: the peek can not show more. */
 		if (n < FLOW_BUFFER && moved(f) != f->limit && __atomic_load_n(&shared(f)->passed, __ATOMIC_ACQUIRE) != passed)
 			continue;
+		/* What was sent took of the room that the burst is to have. */
+		if (n < FLOW_BUFFER && moved(f) != f->limit && target_crowded(f))
+			return room_wait(f);
 		r = consume(f, n < FLOW_BUFFER);
 		if (r < 0)
 			return finish(f, FLOW_SRC_ERROR, -r);
@@ -311,7 +326,7 @@ enum flow_result flow_step(struct flow *f)
 			return finish(f, FLOW_DONE, 0);
 		if (missing < 0)
 			return finish(f, FLOW_DST_ERROR, (int)-missing);
-		return target_wait(f, missing);
+		return target_wait(f);
 	default:
 		return FLOW_DONE;
 	}
@@ -392,7 +407,6 @@ enum flow_result flow_arm(struct flow *f, struct flow_group *g, struct flow_sock
 		.limit = nbytes,
 		.written_base = base,
 		.notsent = ti.tcpi_notsent_bytes,
-		.rate = ti.tcpi_delivery_rate,
 	};
 	list_push_back(&g->running, &f->link);
 	src->as_source = f;
@@ -443,6 +457,8 @@ void flow_progress(struct flow *f, struct flow_progress *out)
 	if (flow_running(f))
 		refresh(f);
 	out->moved = moved(f);
+	out->forwarded = f->forwarded;
+	out->target_slow = f->state == FLOW_SPILL || f->state == FLOW_DRAIN;
 	out->outstanding = 0;
 	if (f->state == FLOW_KERNEL || f->state == FLOW_SPILL)
 		out->outstanding = __atomic_load_n(&shared(f)->outstanding, __ATOMIC_RELAXED);

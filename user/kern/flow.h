@@ -95,8 +95,8 @@ struct flow {
 	uint64_t passed;	/* the program's count when nothing was left unread */
 	uint32_t spills;
 	uint32_t notsent, window;
-	uint64_t rate;		/* dst's delivery rate, bytes/s, as last told by TCP_INFO */
 	uint64_t due_ns;	/* when to look again */
+	uint64_t poll_ns;	/* how long it waited the last time; 0: not waiting */
 	size_t heap_index;	/* place in the group's timer heap + 1; 0: none */
 	struct list link;	/* running flows of the group */
 };
@@ -145,6 +145,8 @@ enum flow_result flow_step(struct flow *f);
 uint64_t flow_disarm(struct flow *f);
 
 struct flow_progress {
+	uint64_t forwarded;   /* bytes of `moved` that user space carried, while the program braked */
+	bool target_slow;     /* it is the target that the flow waits for */
 	uint64_t moved;	      /* bytes taken from the source for this body */
 	uint64_t outstanding; /* of those, not in dst's send buffer yet, as of the last packet */
 	uint32_t spills;

@@ -137,7 +137,7 @@ static void room_events(struct flow_group *g)
 			sock_room_end(fs);
 			if (!fs->as_target)
 				continue;
-			fs->as_target->notsent = 0; /* that is what the event says */
+			fs->as_target->notsent = fs->as_target->window / 4; /* no more than was waited for */
 			flow_wake(fs->as_target);
 		}
 	} while (n == FLOW_BATCH);

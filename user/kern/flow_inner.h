@@ -17,7 +17,7 @@ enum flow_state { FLOW_IDLE, FLOW_KERNEL, FLOW_SPILL, FLOW_DRAIN };
 /* Of tcpi_state. */
 enum { SOCK_ESTABLISHED = 1, SOCK_CLOSE_WAIT = 8 };
 
-#define FLOW_BUFFER (512u << 10)
+#define FLOW_BUFFER (1u << 20)
 #define FLOW_BATCH 64
 
 struct flow_group {
@@ -54,13 +54,9 @@ int sock_written_exact(int fd, uint64_t *written, struct tcp_info *ti);
 /* Tells flow_step once when at most low bytes are unsent (and the send buffer is not full). 0 or -errno. */
 int sock_room_wait(struct flow_sock *fs, uint32_t low);
 void sock_room_end(struct flow_sock *fs);
-/* Bounds the window a source offers. */
-void sock_source_clamp(int fd);
-/* Makes room in a near source's receive buffer for a burst of about `window` bytes, and takes it back. */
-void sock_source_widen(struct flow_sock *fs, uint32_t window);
+/* Makes room in a near source's receive buffer for a burst of so many bytes, and takes it back. */
+void sock_source_widen(struct flow_sock *fs, uint64_t burst);
 void sock_source_narrow(struct flow_sock *fs);
-/* Sends an acknowledgement that is due, with the window as it is now. */
-void sock_ack(int fd);
 /* Waits until no run of the verdict program that began before is under way on this socket. */
 void sock_program_barrier(int fd);
 

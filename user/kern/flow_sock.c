@@ -99,7 +99,7 @@ static int refuse(struct flow_sock *fs, enum flow_refusal why, struct sluice_cou
 }
 
 #define SOURCE_BUFFER (128 << 10) /* the kernel doubles it */
-#define SOURCE_WINDOW (128 << 10)
+#define SOURCE_SLACK (256 << 10)
 
 /*
  * What is passed when a flow is braked has to be copied by user space, and is
@@ -115,9 +115,10 @@ static void source_buffer(struct flow_sock *fs, int fd, const struct tcp_info *t
 		(void)setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &size, sizeof(size));
 }
 
-void sock_source_widen(struct flow_sock *fs, uint32_t window)
+void sock_source_widen(struct flow_sock *fs, uint64_t burst)
 {
-	int size = (int)(window / 3 * 2 + 2 * SOURCE_BUFFER);
+	/* Past the burst there must be room for what the program then passes, or nobody would open the window again. */
+	int size = (int)MIN_OF(burst / 2 + SOURCE_SLACK / 2, (uint64_t)INT32_MAX / 2);
 
 	if (fs->near)
 		(void)setsockopt(fs->fd, SOL_SOCKET, SO_RCVBUFFORCE, &size, sizeof(size));
@@ -131,27 +132,16 @@ void sock_source_narrow(struct flow_sock *fs)
 		(void)setsockopt(fs->fd, SOL_SOCKET, SO_RCVBUF, &size, sizeof(size));
 }
 
-/* Newer kernels forget the clamp when they measure another segment size, so it is set anew before it matters. */
-void sock_source_clamp(int fd)
-{
-	int window = SOURCE_WINDOW;
-	(void)setsockopt(fd, IPPROTO_TCP, TCP_WINDOW_CLAMP, &window, sizeof(window));
-}
-
-void sock_ack(int fd)
-{
-	int one = 1;
-	(void)setsockopt(fd, IPPROTO_TCP, TCP_QUICKACK, &one, sizeof(one));
-}
+#define TARGET_BUFFER (2 << 20)
 
 /*
  * The program brakes when the send buffer has no room, so its size is the
  * burst that goes through between two brakes. Autotuning starts at a few
  * segments and would make every young connection a braked one.
  */
-static void target_buffer(int fd)
+static void target_buffer(int fd, uint64_t window)
 {
-	int size = 2 << 20;
+	int size = (int)MIN_OF(MAX_OF(window, (uint64_t)TARGET_BUFFER), (uint64_t)INT32_MAX / 2);
 
 	if (setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, &size, sizeof(size)) < 0)
 		(void)setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof(size));
@@ -214,7 +204,7 @@ int flow_sock_insert(struct flow_group *g, struct flow_sock *fs, int fd, unsigne
 		r = kern_map_set(g->splice->targets, cookie, &value);
 		if (r < 0)
 			return refuse(fs, FLOW_REFUSED_KERNEL, g->counters);
-		target_buffer(fd);
+		target_buffer(fd, g->splice->window);
 		/* From here on it is in a map: only close takes it out again, whatever comes next. */
 		fs->fd = fd;
 		fs->roles |= FLOW_TARGET;

@@ -325,7 +325,17 @@ uint64_t body_progress(struct body *b)
 	if (b->engine != BODY_SOCKMAP)
 		return b->data;
 	flow_progress(&b->flow, &p);
-	return b->data + (p.moved - b->flow_seen);
+	return b->data + (p.moved - b->flow_redirected - b->flow_forwarded);
+}
+
+bool body_waits_for_dst(struct body *b)
+{
+	struct flow_progress p;
+
+	if (b->engine != BODY_SOCKMAP)
+		return b->stuck_dst;
+	flow_progress(&b->flow, &p);
+	return p.target_slow;
 }
 
 void body_poll(struct body *b)

@@ -79,7 +79,7 @@ struct body {
 	bool dst_spoiled;     /* bytes for dst are still in the kernel: it can only be aborted */
 	bool src_quiet;	      /* epoll tells only the end of src */
 	enum flow_result flow_told; /* what the kernel engine reported last */
-	uint64_t flow_seen;	    /* bytes of its run already accounted */
+	uint64_t flow_redirected, flow_forwarded; /* bytes of its run already accounted */
 	void *owner;		    /* session whose exchange_wake is called when the engine has news */
 
 	uint64_t data;			   /* data bytes forwarded (chunk framing not counted) */
@@ -97,6 +97,8 @@ void body_restart(struct body *b, enum http_framing framing, uint64_t length);
 void body_chunks_bare(struct body *b);
 /* Moves what can be moved now. */
 enum body_result body_run(struct body *b);
+/* Whether a body that waits does so for dst; otherwise it is src that has nothing. */
+bool body_waits_for_dst(struct body *b);
 /* Gives back pipes and kernel state, wherever the body stands. Idempotent. Counts the moved bytes. */
 /* Asks the kernel how far it is, rather than wait to be told; body_run then sees it. */
 void body_poll(struct body *b);

@@ -69,7 +69,7 @@ int body_sockmap_start(struct body *b, uint64_t n)
 	if (!b->src_quiet && loop_mod(b->src->loop, &b->src->watch, CONN_EVENTS_KERNEL) == 0)
 		b->src_quiet = true;
 	b->flow = (struct flow){ .callback = flow_news };
-	b->flow_seen = 0;
+	b->flow_redirected = b->flow_forwarded = 0;
 	r = flow_arm(&b->flow, b->worker->flows, b->src_flow, b->dst_flow, n);
 	if (r == FLOW_NOT_NOW) {
 		body_refuse(b, flow_refusal_text(b->src_flow->refusal), &c->fallback_no_memory);
@@ -85,10 +85,11 @@ static void account(struct body *b)
 	struct flow_progress p;
 
 	flow_progress(&b->flow, &p);
-	if (p.moved > b->flow_seen) {
-		body_account(b, BODY_SOCKMAP, p.moved - b->flow_seen);
-		b->flow_seen = p.moved;
-	}
+	/* What user space had to carry while the program braked was copied, and is called so. */
+	body_account(b, BODY_SOCKMAP, p.moved - p.forwarded - b->flow_redirected);
+	body_account(b, BODY_COPY, p.forwarded - b->flow_forwarded);
+	b->flow_redirected = p.moved - p.forwarded;
+	b->flow_forwarded = p.forwarded;
 }
 
 enum body_result body_sockmap_step(struct body *b)
@@ -114,7 +115,6 @@ enum body_result body_sockmap_step(struct body *b)
 		b->err = -b->flow.error;
 		return BODY_DST_FAILED;
 	default:
-		b->stuck_dst = false;
 		return BODY_WAIT;
 	}
 }
@@ -127,8 +127,8 @@ void body_sockmap_poll(struct body *b)
 
 void body_sockmap_stop(struct body *b)
 {
-	account(b);
 	if (flow_disarm(&b->flow) != 0)
 		b->dst_spoiled = true;
+	account(b);
 	watch_source(b);
 }

@@ -45,7 +45,7 @@ static uint64_t after(uint64_t start, uint32_t ms)
 /* The timeouts that hold for the exchange's two directions; UINT64_MAX: none. */
 static uint64_t exchange_deadline(const struct session *s)
 {
-	const struct exchange *x = s->x;
+	struct exchange *x = s->x;
 	const struct conf_listener_timeouts *c = &x->listener->timeouts;
 	const struct conf_upstream_timeouts *u = &x->upstream->timeouts;
 	uint64_t d = UINT64_MAX;
@@ -53,7 +53,7 @@ static uint64_t exchange_deadline(const struct session *s)
 	if (s->state == SESSION_TUNNEL)
 		return after(x->up_mark_ns, u->read_ms);
 	if (!x->request_done && !x->request_dead)
-		d = after(x->request_mark_ns, x->request.stuck_dst ? u->write_ms : c->body_ms);
+		d = after(x->request_mark_ns, body_waits_for_dst(&x->request) ? u->write_ms : c->body_ms);
 	if (x->response_state == RESPONSE_HEAD && (x->request_done || x->request_dead))
 		d = MIN_OF(d, after(x->up_mark_ns, u->read_ms));
 	if (x->response_state == RESPONSE_BODY)
@@ -105,18 +105,18 @@ static bool too_slow(uint64_t moved, uint64_t rate, uint32_t window_ms)
 static bool request_goes_on(struct session *s, uint64_t now)
 {
 	struct exchange *x = s->x;
-	uint32_t ms = x->request.stuck_dst ? x->upstream->timeouts.write_ms : x->listener->timeouts.body_ms;
+	uint32_t ms = body_waits_for_dst(&x->request) ? x->upstream->timeouts.write_ms : x->listener->timeouts.body_ms;
 	uint64_t at = body_progress(&x->request) + x->request.head_sent;
 
 	if (now < after(x->request_mark_ns, ms))
 		return true;
-	if (!too_slow(at - x->request_mark, x->request.stuck_dst ? 0 : x->listener->min_rate.body, ms)) {
+	if (!too_slow(at - x->request_mark, body_waits_for_dst(&x->request) ? 0 : x->listener->min_rate.body, ms)) {
 		x->request_mark = at;
 		x->request_mark_ns = now;
 		return true;
 	}
 	COUNT(s->worker, timeouts);
-	if (x->request.stuck_dst)
+	if (body_waits_for_dst(&x->request))
 		exchange_fail(s, 504, END_UPSTREAM_TIMEOUT, "the backend takes no more of the request");
 	else
 		exchange_fail(s, 408, END_REQUEST_BODY_TIMEOUT, "the request body comes too slowly");
@@ -136,7 +136,7 @@ static bool response_goes_on(struct session *s, uint64_t now)
 	client_at = acked(s, &unacked);
 	up_at = body_progress(&x->response);
 	if (now >= after(x->client_mark_ns, client_ms)) {
-		bool behind = unacked > 0 || x->response.stuck_dst;
+		bool behind = unacked > 0 || body_waits_for_dst(&x->response);
 
 		if (!behind || !too_slow(client_at - x->client_mark, x->listener->min_rate.write, client_ms)) {
 			x->client_slow = 0;
@@ -150,7 +150,7 @@ static bool response_goes_on(struct session *s, uint64_t now)
 		x->client_mark_ns = now;
 	}
 	if (now >= after(x->up_mark_ns, x->upstream->timeouts.read_ms)) {
-		if (up_at == x->up_mark && unacked == 0 && !x->response.stuck_dst) {
+		if (up_at == x->up_mark && unacked == 0 && !body_waits_for_dst(&x->response)) {
 			COUNT(s->worker, timeouts);
 			x->detail = "the backend stopped within the response body";
 			exchange_abort(s, END_UPSTREAM_TIMEOUT);
