@@ -22,6 +22,7 @@
 #include <stdlib.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/sendfile.h>
 #include <sys/socket.h>
@@ -386,12 +387,18 @@ int main(int argc, char **argv)
 	total = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 
 	int l_origin = listener(&a_origin), l_mover = listener(&a_mover);
+	if (getenv("MOVER_PORTS"))
+		fprintf(stderr, "origin %u mover %u\n", ntohs(a_origin.sin_port), ntohs(a_mover.sin_port));
 	pid_t origin = fork();
-	if (origin == 0)
+	if (origin == 0) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		origin_run(l_origin);
+	}
 	pid_t client = fork();
-	if (client == 0)
+	if (client == 0) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		client_run(&a_mover, total);
+	}
 
 	if (mode == MODE_FLOW) {
 		struct kern_options o = { .workers = 1, .lock_fd = -1, .window = argc > 6 ? strtoull(argv[6], NULL, 0) : 0 };
