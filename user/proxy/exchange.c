@@ -34,6 +34,8 @@ static struct exchange *exchange_new(struct session *s)
 		if (!x)
 			return NULL;
 	}
+	if (++w->busy > w->busy_peak)
+		w->busy_peak = w->busy;
 	x->site = worker_site_ref(s->listener->site);
 	x->listener = s->listener->conf;
 	x->t_start = s->since;
@@ -52,6 +54,7 @@ static void exchange_put(struct worker *w, struct exchange *x)
 	buf_deinit(&x->head);
 	buf_deinit(&x->out);
 	worker_site_unref(x->site);
+	w->busy--;
 	if (w->free_exchanges_n >= KEEP_EXCHANGES) {
 		free(x);
 		return;

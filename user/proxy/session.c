@@ -19,11 +19,11 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "base/fault.h"
 #include "base/log.h"
 #include "http/proxy_header.h"
 #include "proxy/exchange.h"
 #include "proxy/listener.h"
+#include "proxy/session_slab.h"
 #include "proxy/worker.h"
 
 #define HEAD_READ 4096u
@@ -92,7 +92,7 @@ static void session_free(struct defer *d)
 
 	if (s->again_queued)
 		return; /* the task frees it */
-	free(s);
+	session_slab_give(s->worker, s);
 }
 
 static void session_again(struct task *t)
@@ -355,7 +355,7 @@ void session_drain(struct session *s)
 
 int session_new(struct worker *w, struct listener *l, int fd, const struct sock_addr *peer)
 {
-	struct session *s = fault_hit(FAULT_ALLOC) ? NULL : calloc(1, sizeof(*s));
+	struct session *s = session_slab_take(w);
 	struct tls_ctx *tls = l->site->site->listener_tls[l->index];
 	int r;
 
@@ -376,7 +376,7 @@ int session_new(struct worker *w, struct listener *l, int fd, const struct sock_
 		s->peer.sa.sa_family = AF_UNIX;
 	r = conn_init(&s->client, w->loop, fd, client_event);
 	if (r < 0) {
-		free(s);
+		session_slab_give(w, s);
 		return r;
 	}
 	s->state = l->conf->proxy_protocol ? SESSION_PREFACE : tls ? SESSION_HANDSHAKE : SESSION_HEAD;
@@ -385,7 +385,7 @@ int session_new(struct worker *w, struct listener *l, int fd, const struct sock_
 		r = tls_new_server(&s->client.tls, tls, fd);
 		if (r < 0) {
 			conn_deinit(&s->client, true);
-			free(s);
+			session_slab_give(w, s);
 			return r;
 		}
 	}

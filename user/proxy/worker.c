@@ -2,6 +2,7 @@
 #include "proxy/worker.h"
 
 #include <errno.h>
+#include <malloc.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -10,6 +11,7 @@
 #include "proxy/access_log.h"
 #include "proxy/exchange.h"
 #include "proxy/listener.h"
+#include "proxy/session_slab.h"
 #include "proxy/proxy.h"
 #include "proxy/worker_inner.h"
 
@@ -64,6 +66,19 @@ int worker_site_new(struct worker_site **out, struct site *site, unsigned worker
 	return 0;
 }
 
+#define TRIM_AFTER 256 /* exchanges at a time that make a peak */
+
+/* After a peak the heap keeps its buffers' pages; the system gets them back once it is over. */
+static void give_back(struct worker *w, uint64_t now)
+{
+	if (now < w->trim_ns)
+		return;
+	w->trim_ns = now + 5 * NS_PER_S;
+	if (w->busy_peak >= TRIM_AFTER && w->busy < w->busy_peak / 8)
+		malloc_trim(0);
+	w->busy_peak = w->busy;
+}
+
 static void worker_tick(struct timer *t)
 {
 	struct worker *w = container_of(t, struct worker, tick);
@@ -71,6 +86,7 @@ static void worker_tick(struct timer *t)
 
 	upconn_sweep(w, now);
 	access_log_flush(w);
+	give_back(w, now);
 	timer_set(w->loop, t, now + TICK_MS * NS_PER_MS);
 }
 
@@ -227,4 +243,5 @@ void worker_deinit(struct worker *w)
 		close(w->pipes[i][1]);
 	}
 	buf_deinit(&w->log);
+	session_slab_deinit(w);
 }

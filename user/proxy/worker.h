@@ -77,6 +77,10 @@ struct worker {
 	int pipes[WORKER_PIPES_MAX][2]; /* empty ones, for the splice engine */
 	unsigned pipes_n;
 
+	struct session_slab *slabs; /* memory of the sessions; see session_slab.h */
+	void *free_sessions;
+	unsigned busy, busy_peak; /* exchanges under way; the most since memory was last given back */
+	uint64_t trim_ns;	  /* when to look at that again */
 	struct exchange *free_exchanges;
 	unsigned free_exchanges_n;
 	struct buf log; /* access log lines not yet written */
