@@ -117,7 +117,9 @@ ssize_t conn_writev(struct conn *c, const struct iovec *iov, int n)
 
 int conn_shutdown(struct conn *c)
 {
-	if (c->tls)
-		tls_shutdown(c->tls);
+	if (c->tls && tls_shutdown(c->tls) == -EAGAIN) {
+		c->writable = false;
+		return -EAGAIN;
+	}
 	return shutdown(c->watch.fd, SHUT_WR) < 0 && errno != ENOTCONN ? -errno : 0;
 }

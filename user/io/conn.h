@@ -40,7 +40,11 @@ ssize_t conn_read(struct conn *c, void *p, size_t n);
 /* Bytes taken, or -EAGAIN, or a final -errno. */
 ssize_t conn_write(struct conn *c, const void *p, size_t n);
 ssize_t conn_writev(struct conn *c, const struct iovec *iov, int n);
-/* Ends the sending direction: FIN, after close_notify for TLS. 0 or -errno. */
+/*
+ * Ends the sending direction: FIN, after close_notify for TLS. 0, -EAGAIN (TLS
+ * with a full send buffer: again when writable, or the peer takes the end for a
+ * cut), or another -errno.
+ */
 int conn_shutdown(struct conn *c);
 
 static inline bool conn_open(const struct conn *c)

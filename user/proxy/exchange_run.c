@@ -310,8 +310,9 @@ static bool run_tunnel(struct session *s, struct body *b, bool *done, bool *brok
 		return false;
 	switch (body_run(b)) {
 	case BODY_DONE:
+		if (conn_shutdown(b->dst) == -EAGAIN)
+			return true;
 		*done = true;
-		conn_shutdown(b->dst);
 		return false;
 	case BODY_WAIT:
 		return true;

@@ -256,6 +256,17 @@ static bool step_linger(struct session *s)
 	char sink[16384];
 	ssize_t n;
 
+	if (s->shut_pending) {
+		int r = s->client.writable ? conn_shutdown(&s->client) : -EAGAIN;
+
+		if (r == -EAGAIN && !s->client.failed)
+			return false;
+		s->shut_pending = false;
+		if (r < 0 || !s->lingers) {
+			session_close(s, false);
+			return false;
+		}
+	}
 	for (unsigned i = 0; i < 64 && s->client.readable; i++) {
 		n = conn_read(&s->client, sink, sizeof(sink));
 		if (n == -EAGAIN)
@@ -321,11 +332,25 @@ void session_run_again(struct session *s)
 
 void session_end_connection(struct session *s, bool unread)
 {
-	if (s->client.eof || s->client.failed || (!unread && s->in.len == 0)) {
+	int r;
+
+	if (s->client.eof || s->client.failed) {
 		session_close(s, false);
 		return;
 	}
-	if (conn_shutdown(&s->client) < 0) {
+	/* close(2) sends FIN by itself when nothing is unread; TLS needs its close_notify on the way first. */
+	if (!s->client.tls && !unread && s->in.len == 0) {
+		session_close(s, false);
+		return;
+	}
+	r = conn_shutdown(&s->client);
+	if (r < 0 && r != -EAGAIN) {
+		session_close(s, false);
+		return;
+	}
+	s->shut_pending = r == -EAGAIN;
+	s->lingers = unread || s->in.len;
+	if (!s->shut_pending && !s->lingers) {
 		session_close(s, false);
 		return;
 	}

@@ -108,6 +108,7 @@ struct session {
 	struct timer timer;
 	struct task again;
 	bool again_queued, running, rerun;
+	bool shut_pending, lingers; /* LINGER: close_notify is still to be sent; there is something to wait for after it */
 	struct defer reap;
 	struct flow_sock flow;
 	struct exchange *x; /* NULL between requests */

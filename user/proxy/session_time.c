@@ -86,7 +86,7 @@ void session_arm_timer(struct session *s)
 		d = after(s->since, c->write_ms);
 		break;
 	case SESSION_LINGER:
-		d = after(s->since, LINGER_MS);
+		d = after(s->since, s->shut_pending ? c->write_ms : LINGER_MS);
 		break;
 	case SESSION_PICK:
 	case SESSION_CLOSED:
