@@ -423,6 +423,23 @@ uint64_t kern_outstanding(struct kern *k)
 	return sum;
 }
 
+/*
+ * Half of what all TCP sockets of the host may hold before the kernel calls it
+ * pressure (tcp_mem[0]). Beyond that it refuses send buffers their room, and the
+ * workers that find them full come back tick after tick.
+ */
+static uint64_t tcp_memory(void)
+{
+	unsigned long pages = 0;
+	FILE *f = fopen("/proc/sys/net/ipv4/tcp_mem", "re");
+
+	if (f && fscanf(f, "%lu", &pages) != 1)
+		pages = 0;
+	if (f)
+		fclose(f);
+	return pages ? (uint64_t)pages * (uint64_t)sysconf(_SC_PAGESIZE) / 2 : UINT64_MAX;
+}
+
 void kern_set_bounds(struct kern *k, uint64_t window, uint64_t memory)
 {
 	struct kern_splice *s = &k->splice;
@@ -433,7 +450,7 @@ void kern_set_bounds(struct kern *k, uint64_t window, uint64_t memory)
 	if (window == 0)
 		window = WINDOW_DEFAULT;
 	s->window = MIN_OF(MAX_OF(window, (uint64_t)WINDOW_FLOOR), (uint64_t)INT32_MAX);
-	s->memory = memory;
+	s->memory = MIN_OF(memory, tcp_memory());
 	kern_bounds_apply(k);
 }
 

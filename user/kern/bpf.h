@@ -80,7 +80,7 @@ void kern_repin(struct kern *k);
 
 /* Bytes redirected or pumped and not yet in a target's send buffer, over all flows: for metrics, walks the flows. */
 uint64_t kern_outstanding(struct kern *k);
-/* New bounds after a reload; take effect at once. */
+/* New bounds after a reload; take effect at once. memory is never more than half of what the kernel lets TCP have. */
 void kern_set_bounds(struct kern *k, uint64_t window, uint64_t memory);
 
 /* "v1.1" and the like. Static. */
