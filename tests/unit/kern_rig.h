@@ -22,8 +22,8 @@
 
 #define RIG_LIMIT_NS (5 * NS_PER_S)
 
-static struct kern *rig_kern;
-static struct flow_group *rig_group;
+static struct kern *rig_kern _unused_;
+static struct flow_group *rig_group _unused_;
 
 /* Opens the kernel side. Without privileges or a fit kernel the test is skipped, with the reason. */
 static inline int rig_open(const struct kern_options *o)
