@@ -384,11 +384,11 @@ unsigned kern_workers(const struct kern *k)
 
 void kern_counters_sum(struct kern *k, struct sluice_counters *out)
 {
-	uint64_t *sum = (uint64_t *)(void *)out;
+	__u64 *sum = (__u64 *)(void *)out;
 
 	memset(out, 0, sizeof(*out));
 	for (unsigned w = 0; w <= k->workers; w++) {
-		const uint64_t *c = (const uint64_t *)(const void *)&k->counters[w];
+		const __u64 *c = (const __u64 *)(const void *)&k->counters[w];
 		for (size_t i = 0; i < sizeof(*out) / sizeof(*sum); i++)
 			sum[i] += __atomic_load_n(&c[i], __ATOMIC_RELAXED);
 	}

@@ -69,7 +69,9 @@ extern const size_t kern_counter_names_n;
 
 static inline uint64_t kern_counter_get(const struct sluice_counters *c, size_t i)
 {
-	return *(const uint64_t *)(const void *)((const char *)c + kern_counter_names[i].offset);
+	uint64_t v;
+	memcpy(&v, (const char *)c + kern_counter_names[i].offset, sizeof(v));
+	return v;
 }
 
 /* Lock of the pin directory, to be handed to a process that takes over; -1 when nothing is pinned. Not to be closed. */
