@@ -98,7 +98,7 @@ static int refuse(struct flow_sock *fs, enum flow_refusal why, struct sluice_cou
 	return FLOW_NOT_NOW;
 }
 
-#define SOURCE_BUFFER (128 << 10) /* the kernel doubles it */
+#define SOURCE_BUFFER (64 << 10) /* the kernel doubles it */
 #define SOURCE_SLACK (256 << 10)
 
 /*
