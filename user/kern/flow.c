@@ -188,7 +188,8 @@ static enum flow_result source_ended(struct flow *f)
 }
 
 /*
- * Reads off the source what was sent ahead. 0 or -errno. The window update this
+ * Reads off the source what was sent ahead. 0, -errno, or 1: not all of it could
+ * be read now (the kernel is short of memory), look again. The window update this
  * sends makes the sender fill the window at once; on loopback that happens
  * while the socket's lock is held here, and goes on with every acknowledgement.
  * The kernel takes all of that for used memory until the lock is released, and
@@ -214,7 +215,7 @@ static int consume(struct flow *f, bool all)
 		else if (n == 0)
 			r = -EPROTO;
 		else if (errno != EINTR)
-			r = -errno;
+			r = errno == EAGAIN ? 1 : -errno;
 	}
 	if (all)
 		sock_source_narrow(f->src);
@@ -259,6 +260,8 @@ static enum flow_result pump(struct flow *f)
 			return finish(f, FLOW_SRC_ERROR, EPROTO);
 		if (moved(f) == f->limit) {
 			r = consume(f, false);
+			if (r > 0)
+				return target_wait(f);
 			return r < 0 ? finish(f, FLOW_SRC_ERROR, -r) : source_done(f);
 		}
 		missing = target_missing(f);
@@ -307,6 +310,8 @@ static enum flow_result pump(struct flow *f)
 		if (n < FLOW_BUFFER && moved(f) != f->limit && target_crowded(f))
 			return room_wait(f);
 		r = consume(f, n < FLOW_BUFFER);
+		if (r > 0)
+			return target_wait(f);
 		if (r < 0)
 			return finish(f, FLOW_SRC_ERROR, -r);
 	}
