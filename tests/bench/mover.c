@@ -161,7 +161,6 @@ static void client_run(const struct sockaddr_in *a, uint64_t *total)
 			if (rate) {
 				if (now < x->start)
 					continue;
-				x->due += 0;
 				may = (uint64_t)((double)(now - x->start) / 1e9 * (double)rate);
 				may = may > x->due ? may - x->due : 0;
 			}
