@@ -82,6 +82,11 @@ $(OUT)/skel/%.skel.h: $(OUT)/bpf/%.bpf.o
 	$(call say,SKEL,$@)
 	$(Q)mkdir -p $(@D) && $(BPFTOOL) gen skeleton $< name $*_bpf > $@.tmp && mv $@.tmp $@
 
+# The flow engine alone, for tuning: build/mover copy|splice|flow FLOWS BODY_BYTES SECONDS [RATE] [WINDOW]
+$(OUT)/mover: $(OUT)/obj/tests/bench/mover.o $(OUT)/libsluice.a
+	$(call say,LINK,$@)
+	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+
 $(OUT)/tests/%_test: $(OUT)/obj/tests/unit/%_test.o $(OUT)/libsluice.a
 	$(call say,LINK,$@)
 	$(Q)mkdir -p $(@D) && $(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS) -lcmocka

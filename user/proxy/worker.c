@@ -73,7 +73,7 @@ static void give_back(struct worker *w, uint64_t now)
 {
 	if (now < w->trim_ns)
 		return;
-	w->trim_ns = now + 5 * NS_PER_S;
+	w->trim_ns = now + NS_PER_S;
 	if (w->busy_peak >= TRIM_AFTER && w->busy < w->busy_peak / 8)
 		malloc_trim(0);
 	w->busy_peak = w->busy;
