@@ -212,7 +212,7 @@ struct conf_upstream {
 	uint32_t resolve_interval_ms;
 	struct conf_health_check health_check;
 	struct conf_upstream_timeouts timeouts;
-	uint32_t keepalive_max_idle; /* idle connections kept; 0: none */
+	uint32_t keepalive_max_idle; /* idle connections kept to each backend, divided among the workers; 0: none */
 	struct conf_retries retries;
 };
 

@@ -148,13 +148,6 @@ static bool pton(int family, struct str s, void *out)
 	return inet_pton(family, z, out) == 1;
 }
 
-bool value_is_ip(struct str s)
-{
-	struct in6_addr any;
-
-	return pton(AF_INET, s, &any) || pton(AF_INET6, s, &any);
-}
-
 /* Only digits and dots: nobody means a name by it. */
 static bool looks_v4(struct str s)
 {

@@ -47,7 +47,6 @@ const char *value_address_text(enum address_fault f);
 
 /* Letters, digits, '-', '_' in labels of 1..63 joined by dots, 1..253 in all, and not an IPv4 address. */
 bool value_is_name(struct str s);
-bool value_is_ip(struct str s);
 /* What may stand in Host: a name, an IPv4 address, an IPv6 address in brackets; with port also followed by :1..65535. */
 bool value_is_host(struct str s, bool port);
 /* Host without its port. */

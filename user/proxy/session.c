@@ -60,11 +60,6 @@ static const uint16_t legal[_SESSION_STATE_MAX] = {
 #undef TO
 };
 
-const char *session_state_name(enum session_state st)
-{
-	return state_names[st];
-}
-
 const char *session_end_name(enum session_end e)
 {
 	return ends[e].text;

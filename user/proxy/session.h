@@ -130,6 +130,5 @@ void session_kill(struct session *s, enum session_end why);
 /* The worker drains and wants idle sessions gone: ends it if it waits for a request and none has arrived. */
 void session_drain(struct session *s);
 
-const char *session_state_name(enum session_state st);
 const char *session_end_name(enum session_end e);
 bool session_end_is_error(enum session_end e);
