@@ -3,7 +3,7 @@
  * Which worker's socket a new connection goes to. One program for each
  * listening address, attached to its SO_REUSEPORT group; it takes the socket
  * whose worker has the fewest sessions, counting those that were given to it
- * and that it has not yet seen. Equal ones take turns, so that a burst is dealt
+ * and that it has not yet accepted. Equal ones take turns, so that a burst is dealt
  * out evenly; by hash, as the kernel does it, few long connections pile up.
  *
  * The migrate section lets the kernel ask again for what waits at a socket that
@@ -61,7 +61,7 @@ int listen_choose(struct sk_reuseport_md *ctx)
 		l = load_of(i);
 		if (!l)
 			continue;
-		load = l->sessions + (l->given - l->settled);
+		load = l->given + l->offset;
 		if (load < best_load) {
 			best = i;
 			best_load = load;

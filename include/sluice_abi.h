@@ -151,12 +151,16 @@ struct sluice_probe {
 };
 _Static_assert(sizeof(struct sluice_probe) == 32, "sluice_probe");
 
-/* --- loads: array, one entry per worker: for choosing whom a new connection goes to --- */
+/*
+ * --- loads: array, one entry per worker: for choosing whom a new connection goes to ---
+ *
+ * given + offset is what a worker has and what is on its way to it. A connection that arrives
+ * changes neither, so the sum is right however far behind the worker is with accepting.
+ */
 
 struct sluice_worker_load {
-	__u32 sessions; /* daemon: client connections it has now */
-	__u32 settled;	/* daemon: `given` when it last found its accept queue empty */
-	__u32 given;	/* BPF: connections given to it; given - settled may be waiting */
-	__u32 pad;
+	__u32 given;  /* BPF: connections given to it, ever */
+	__u32 offset; /* daemon: its sessions less those of `given` that have come or never will; wraps below 0 */
+	__u32 pad[14];
 };
-_Static_assert(sizeof(struct sluice_worker_load) == 16, "sluice_worker_load");
+_Static_assert(sizeof(struct sluice_worker_load) == 64, "sluice_worker_load: a cache line each");

@@ -568,7 +568,10 @@ def dump(one, name):
 
 
 def test_connections_are_dealt_out_evenly_and_the_map_of_listeners_stays(line):
-    """By load, not by hash: long connections are shared equally among workers, also after an upgrade."""
+    """
+    By load, not by hash: long connections are shared equally among workers, also after an upgrade, and however far
+    a worker is behind with accepting. They come one by one, so each choice knows of all before it.
+    """
     one = line(threads=4)
     if not os.path.exists(f"{one.d.pin_dir}/listeners"):
         pytest.skip("no pinned maps here")
@@ -586,11 +589,13 @@ def test_connections_are_dealt_out_evenly_and_the_map_of_listeners_stays(line):
         clients = [one.d.client() for _ in range(256)]
         wait_until(lambda: sum(accepted()) - sum(before) == 256, "the connections to be accepted")
         each = [b - a for a, b in zip(before, accepted())]
-        assert max(each) - min(each) <= 6, f"{each}: by hash it is 15 or so"
+        assert max(each) - min(each) <= 2, f"{each}: by hash it is 15 or so"
         for c in clients:
             c.close()
         wait_until(lambda: one.d.metrics().total("sluice_active_connections") == 0, "the connections to end")
+        old = one.d.pid
         one.upgrade()
+        one.d.wait_event("draining", pid=str(old))  # until then it accepts too
         assert sockets() == listeners
     one.d.stop()
     assert not os.path.exists(f"{one.d.pin_dir}/listeners")

@@ -51,10 +51,8 @@ static bool accept_turn(struct listener *l)
 		}
 		fd = accept4(l->watch.fd, &peer.sa, &peer.len, SOCK_NONBLOCK | SOCK_CLOEXEC);
 		if (fd < 0) {
-			if (errno == EAGAIN || errno == EWOULDBLOCK) {
-				worker_queue_empty(l->worker);
+			if (errno == EAGAIN || errno == EWOULDBLOCK)
 				return false;
-			}
 			if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
 				accept_failed(l, errno);
 				return false;
@@ -66,7 +64,10 @@ static bool accept_turn(struct listener *l)
 		atomic_fetch_add_explicit(&l->address->accepted, 1, memory_order_relaxed);
 		COUNT(l->worker, connections);
 		l->sessions++;
+		if (l->address->is_tcp)
+			worker_connection_came(l->worker);
 		if (session_new(l->worker, l, fd, &peer) < 0) {
+			worker_session_count(l->worker, 0);
 			listener_session_closed(l);
 			COUNT(l->worker, accept_failures);
 		}

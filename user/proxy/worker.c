@@ -16,6 +16,7 @@
 #include "proxy/worker_inner.h"
 
 #define TICK_MS 250
+#define HANDSHAKE_MS 5000
 
 struct worker_site *worker_site_ref(struct worker_site *s)
 {
@@ -79,6 +80,19 @@ static void give_back(struct worker *w, uint64_t now)
 	w->busy_peak = w->busy;
 }
 
+/* A handshake that nobody ended, a connection that another process took: what is not here after so long never comes. */
+static void give_up_waiting(struct worker *w, uint64_t now)
+{
+	if (now < w->given_look_ns)
+		return;
+	if ((int32_t)(w->given_then - w->came) > 0) {
+		w->came = w->given_then;
+		worker_session_count(w, 0);
+	}
+	w->given_then = __atomic_load_n(&w->load->given, __ATOMIC_RELAXED);
+	w->given_look_ns = now + HANDSHAKE_MS * NS_PER_MS;
+}
+
 static void worker_tick(struct timer *t)
 {
 	struct worker *w = container_of(t, struct worker, tick);
@@ -87,6 +101,7 @@ static void worker_tick(struct timer *t)
 	upconn_sweep(w, now);
 	access_log_flush(w);
 	give_back(w, now);
+	give_up_waiting(w, now);
 	timer_set(w->loop, t, now + TICK_MS * NS_PER_MS);
 }
 

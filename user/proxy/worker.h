@@ -59,6 +59,9 @@ struct worker {
 	struct worker_site *site;
 	struct sluice_counters *counters;
 	struct sluice_worker_load *load; /* tells whoever spreads new connections how many we have */
+	uint32_t came;			 /* of load->given: accepted, or given up */
+	uint32_t given_then;		 /* load->given at the last look for those that never come */
+	uint64_t given_look_ns;		 /* when to look again */
 	struct flow_group *flows; /* NULL: no sockmap engine */
 	struct watch flow_watch;
 
@@ -96,13 +99,17 @@ struct worker {
 static inline void worker_session_count(struct worker *w, int change)
 {
 	w->session_count += (unsigned)change;
-	__atomic_store_n(&w->load->sessions, w->session_count, __ATOMIC_RELAXED);
+	__atomic_store_n(&w->load->offset, w->session_count - w->came, __ATOMIC_RELAXED);
 }
 
-/* Nothing given to us waits to be accepted. */
-static inline void worker_queue_empty(struct worker *w)
+/*
+ * A connection was accepted, before it is counted as a session. Where it was not given to us (it came while another
+ * process chose, or over a shared socket), the count must not run ahead.
+ */
+static inline void worker_connection_came(struct worker *w)
 {
-	__atomic_store_n(&w->load->settled, __atomic_load_n(&w->load->given, __ATOMIC_RELAXED), __ATOMIC_RELAXED);
+	if ((int32_t)(__atomic_load_n(&w->load->given, __ATOMIC_RELAXED) - w->came) > 0)
+		w->came++;
 }
 
 struct worker_site *worker_site_ref(struct worker_site *s);
