@@ -44,6 +44,7 @@ BIN      := $(OUT)/sluice $(TOOLS:%=$(OUT)/%)
 .PHONY: all bins deps run check unit unit-bins unit-threads e2e rooms asan tsan vmtest bench fuzz fuzz-run install uninstall clean format compdb
 all: bins
 bins: $(BIN)
+	@:
 
 MAIN_OBJ := $(patsubst %.c,$(OUT)/obj/%.o,$(wildcard user/*.c))
 $(OUT)/sluice: $(MAIN_OBJ) $(OUT)/libsluice.a

@@ -2,12 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 # What `make run` runs: two HTTPS origins on loopback and sluice in front of them,
 # until Ctrl-C. Everything it makes is under build/demo; everything it starts it stops.
+# Other ports and places for a second one: demo.sh CONF, ORIGIN_ONE, ORIGIN_TWO, DEMO_DIR.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 OUT=${SLUICE_BUILD:-build}
 CONF=${1:-conf/quickstart.yaml}
-DIR=build/demo # where the quickstart file looks for ca.pem
-PIDS=
+DIR=${DEMO_DIR:-build/demo} # where the quickstart file looks for ca.pem
+ONE=${ORIGIN_ONE:-6443} TWO=${ORIGIN_TWO:-6444}
+PIDS= SLUICE=
 
 say() { printf '%s\n' "$*"; }
 fail() { printf 'demo: %s\n' "$*" >&2; exit 1; }
@@ -16,6 +18,12 @@ stop() {
 	trap - EXIT INT TERM HUP
 	for p in $PIDS; do kill "$p" 2>/dev/null; done
 	for p in $PIDS; do wait "$p" 2>/dev/null; done
+	# One that took over is no child of ours.
+	i=0
+	while [ -n "$SLUICE" ] && kill -0 "$SLUICE" 2>/dev/null && [ $i -lt 100 ]; do
+		sleep 0.1
+		i=$((i + 1))
+	done
 }
 trap 'stop' EXIT
 trap 'stop; exit 0' INT TERM HUP
@@ -51,9 +59,13 @@ for b in sluice origin; do
 	[ -x "$OUT/$b" ] || fail "$OUT/$b is not there: run make first"
 done
 mkdir -p "$DIR" || exit 1
+# Where the pinned maps are; systemd mounts it, a bare container does not.
+if [ "$(id -u)" = 0 ] && [ -d /sys/fs/bpf ] && ! mountpoint -q /sys/fs/bpf; then
+	mount -t bpf bpf /sys/fs/bpf 2>/dev/null && say "mounted the BPF file system on /sys/fs/bpf"
+fi
 "$OUT/origin" --make-certs "$DIR" >/dev/null || fail "no certificates in $DIR"
-start_origin one 6443
-start_origin two 6444
+start_origin one "$ONE"
+start_origin two "$TWO"
 
 : >"$DIR/sluice.log" # there before the first look at it
 "$OUT/sluice" -c "$CONF" 2>"$DIR/sluice.log" &
@@ -71,19 +83,27 @@ until grep -q 'event=ready' "$DIR/sluice.log"; do
 done
 
 say ""
-say "sluice listens on port 6188, in front of two HTTPS origins (127.0.0.1:6443 one, 127.0.0.1:6444 two)."
+say "sluice listens on port 6188, in front of two HTTPS origins (127.0.0.1:$ONE one, 127.0.0.1:$TWO two)."
 say ""
 say "  curl 127.0.0.1:6188                          the origins take turns"
 say "  curl 127.0.0.1:6188/bytes/1000000000 | wc -c a gigabyte"
 say "  http://127.0.0.1:6189/                       a page to look at; /metrics and /status beside it"
 say "  $OUT/sluicectl -s /tmp/sluice-quickstart.sock backends"
-say "  $OUT/sluicectl -s /tmp/sluice-quickstart.sock drain 127.0.0.1:6443"
+say "  $OUT/sluicectl -s /tmp/sluice-quickstart.sock drain 127.0.0.1:$ONE"
 say ""
 say "Configuration: $CONF   log: $DIR/sluice.log   stop with Ctrl-C"
 say ""
-tail -n +1 -f "$DIR/sluice.log" --pid="$SLUICE" 2>/dev/null &
+tail -n +1 -f "$DIR/sluice.log" --pid=$$ 2>/dev/null &
 PIDS="$PIDS $!"
 wait "$SLUICE"
 status=$?
+# After an upgrade (sluicectl upgrade) another process serves: its end is ours.
+while next=$(sed -n "s/.* event=handed_over pid=$SLUICE to=\([0-9]*\).*/\1/p" "$DIR/sluice.log") && [ -n "$next" ]; do
+	SLUICE=$next
+	PIDS="$SLUICE $PIDS"
+	tail --pid="$SLUICE" -f /dev/null &
+	wait $!
+	status=0
+done
 say "sluice ended (status $status)"
 exit "$status"

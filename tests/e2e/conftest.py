@@ -13,9 +13,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from lib import build, certs  # noqa: E402
 from lib.backend import Backend  # noqa: E402
 from lib.origin import Origin  # noqa: E402
-from lib.sluice import ENGINES, Sluice, engine_refusal  # noqa: E402
+from lib.sluice import ENGINES, Sluice, engine_refusal, held_port  # noqa: E402
 
-TEST_SECONDS = 90
+TEST_SECONDS = 300
 
 
 # ---- running, counting ----
@@ -131,6 +131,20 @@ def backend():
 @pytest.fixture(scope="module")
 def module_backend():
     yield from _backends()
+
+
+@pytest.fixture
+def dead():
+    """dead(): an address where connections are refused for as long as the test runs."""
+    held = []
+
+    def make():
+        port, s = held_port()
+        held.append(s)
+        return f"127.0.0.1:{port}"
+    yield make
+    for s in held:
+        s.close()
 
 
 # ---- daemons ----

@@ -108,7 +108,7 @@ def test_both_directions_at_once(engine, engine_sluice):
         writer = threading.Thread(target=c.send, args=(body,), daemon=True)
         writer.start()
         r = c.read_response(keep=False)
-        writer.join(20)
+        writer.join(60)
     assert (r.length, r.sha256) == (n, pattern.sha256(n, 5))
 
 
@@ -120,7 +120,7 @@ def test_many_at_once_with_clients_of_all_speeds(engine, engine_sluice):
     def flow(number):
         rnd = random.Random(f"{seed}/{number}")
         try:
-            with Client(engine_sluice.address, rcvbuf=rnd.choice([None, None, 4096, 65536]), timeout=40) as c:
+            with Client(engine_sluice.address, rcvbuf=rnd.choice([None, None, 4096, 65536]), timeout=120) as c:
                 for _ in range(rnd.randrange(1, 5)):
                     n = int(2 ** rnd.uniform(0, 21))
                     s = rnd.randrange(1, 9)
@@ -158,7 +158,7 @@ def test_many_at_once_with_clients_of_all_speeds(engine, engine_sluice):
     for t in threads:
         t.start()
     for t in threads:
-        t.join(60)
+        t.join(150)
     assert not failures and not any(t.is_alive() for t in threads), f"seed {seed}: {failures[:5]}"
 
 
@@ -188,7 +188,7 @@ def test_a_client_that_stalls_holds_a_bounded_amount(engine, engine_sluice, back
             if sent[0] != last:
                 last, since = sent[0], time.monotonic()
             return time.monotonic() - since > 1.5
-        wait_until(stands_still, "the backend to be held up", 40)
+        wait_until(stands_still, "the backend to be held up")
         assert sent[0] < 48 * MiB, f"{sent[0]} bytes were taken from the backend, and nobody read them"
         held = sent[0]
         digest = hashlib.sha256()
@@ -263,5 +263,5 @@ def test_a_tunnel_carries_both_directions(engine, engine_sluice):
         writer = threading.Thread(target=write, daemon=True)
         writer.start()
         got, how = c.read_end()
-        writer.join(20)
+        writer.join(60)
     assert how == "fin" and len(got) == n and hashlib.sha256(got).hexdigest() == pattern.sha256(n, 3)

@@ -60,7 +60,7 @@ def test_wrk_sees_no_error(engine_sluice, path):
 def test_h11_agrees_with_every_message(engine_sluice):
     """A second, strict parser reads what the proxy writes: ten exchanges on one connection, several framings."""
     with socket.create_connection(("127.0.0.1", engine_sluice.port)) as s:
-        s.settimeout(20)
+        s.settimeout(60)
         conn = h11.Connection(our_role=h11.CLIENT)
         for i, path in enumerate(["/", "/bytes/100000", "/chunked/100000?chunk=999&trailer=1", "/status/204", "/bytes/0",
                                   "/hints", "/status/304", "/chunked/3?ext=1", "/bytes/70000", "/headers"]):
@@ -89,5 +89,5 @@ def test_a_browser_shows_the_page(engine_sluice, tmp_path):
     r = subprocess.run([chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
                         "--disable-background-networking", "--disable-component-update", "--disable-sync",
                         f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom",
-                        f"http://127.0.0.1:{engine_sluice.port}/"], capture_output=True, text=True, timeout=80)
+                        f"http://127.0.0.1:{engine_sluice.port}/"], capture_output=True, text=True, timeout=200)
     assert "Hello from" in r.stdout, r.stderr[-2000:]

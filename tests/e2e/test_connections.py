@@ -255,7 +255,7 @@ def test_the_idle_pool_is_bounded_and_unasked_bytes_end_its_connections(sluice, 
     def script(c):
         c.read_head()
         c.send(response(b"first"))
-        speak.wait(20)
+        speak.wait(60)
         c.send(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison")
         c.read_end()
 

@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from lib import build, pattern
 from lib.client import Client, Ended, request_bytes
 from lib.process import kill_pid, pid_alive
 from lib.sluice import Sluice, environment, free_port, run_sluice
-from lib.wait import wait_until
+from lib.wait import DEADLINE, wait_until
 
 # ---- arguments
 
@@ -134,7 +133,7 @@ def background(tmp_path, origin):
 
     def start(*more):
         done = subprocess.run([build.SLUICE, "-d", "-c", d.config, *more], capture_output=True, text=True, env=environment(),
-                              timeout=30, stdin=subprocess.DEVNULL)
+                              timeout=DEADLINE, stdin=subprocess.DEVNULL)
         if done.returncode == 0:
             started.append(int((tmp_path / "pid").read_text()))
         return done
@@ -159,6 +158,7 @@ def test_dash_d_returns_when_it_serves(background, tmp_path):
 
 def test_dash_d_fails_loudly(background):
     d, start = background
+    d.release_port()
     with socket.socket() as s:
         s.bind(d.address)
         s.listen()
@@ -186,12 +186,11 @@ def test_a_second_instance_with_the_same_pid_file_is_refused(background, tmp_pat
 # ---- ends
 
 def test_sigterm_lets_running_requests_end(sluice, origin):
-    d = sluice([origin.address], graceful_shutdown_timeout_seconds=20)
+    d = sluice([origin.address], graceful_shutdown_timeout_seconds=100000)
     with d.client() as running, d.client() as idle:
         assert idle.get("/").status == 200
         running.send(request_bytes(path="/slow?bytes=40000&rate=40000&ms=50"))
         r = running.read_head()
-        start = time.monotonic()
         d.send_signal(signal.SIGTERM)
         d.wait_event("draining")
         assert idle.ended() == "fin", "an idle connection ends at once"
@@ -199,16 +198,13 @@ def test_sigterm_lets_running_requests_end(sluice, origin):
             Client(d.address).get("/")
         assert running.read_body(r).length == 40000
         assert running.ended() == "fin"
-    assert d.process.wait() == 0
-    assert time.monotonic() - start < 10, "it ends with the last request, not with the timeout"
+    assert d.process.wait() == 0, "it ends with the last request, not with the timeout"
 
 
 def test_sigterm_with_nothing_running_ends_at_once(sluice, origin):
-    d = sluice([origin.address], graceful_shutdown_timeout_seconds=300)
+    d = sluice([origin.address], graceful_shutdown_timeout_seconds=100000)
     d.get("/")
-    start = time.monotonic()
     d.stop()
-    assert time.monotonic() - start < 10
 
 
 def test_sigterm_ends_by_its_timeout_at_the_latest(sluice, origin):
@@ -225,7 +221,7 @@ def test_sigterm_ends_by_its_timeout_at_the_latest(sluice, origin):
 
 def test_a_connection_between_requests_is_told_to_close_in_a_drain(sluice, origin):
     """A response that is sent while draining says Connection: close."""
-    d = sluice([origin.address], graceful_shutdown_timeout_seconds=20)
+    d = sluice([origin.address], graceful_shutdown_timeout_seconds=100000)
     with d.client() as c:
         c.send(request_bytes(path="/delay/700?bytes=5"))
         d.wait_metric("sluice_active_connections", 1)
@@ -238,17 +234,16 @@ def test_a_connection_between_requests_is_told_to_close_in_a_drain(sluice, origi
 
 
 def test_sigint_ends_now(sluice, origin):
-    d = sluice([origin.address])
+    d = sluice([origin.address], graceful_shutdown_timeout_seconds=100000)
     with d.client() as c:
         c.send(request_bytes(path="/slow?bytes=10000000&rate=1000&ms=50"))
         c.read_head()
-        start = time.monotonic()
         d.send_signal(signal.SIGINT)
-        assert d.process.wait() == 0 and time.monotonic() - start < 10
+        assert d.process.wait() == 0
 
 
 def test_sigint_ends_a_drain(sluice, origin):
-    d = sluice([origin.address], graceful_shutdown_timeout_seconds=300)
+    d = sluice([origin.address], graceful_shutdown_timeout_seconds=100000)
     with d.client() as c:
         c.send(request_bytes(path="/slow?bytes=10000000&rate=1000&ms=50"))
         c.read_head()
@@ -367,7 +362,7 @@ def test_reloads_under_load_lose_nothing(sluice, origin, origin_two):
         wait_until(lambda: good[0] > seen + 5 or bad, "requests between reloads")
     stop.set()
     for t in threads:
-        t.join(20)
+        t.join(60)
     assert not bad, bad[:5]
 
 

@@ -182,7 +182,7 @@ def ok_backend(module_backend):
 
 @pytest.fixture(scope="module")
 def proxy(module_sluice, ok_backend):
-    return module_sluice([ok_backend.address], listener={"timeouts": {"head": "5s", "body": "5s"}})
+    return module_sluice([ok_backend.address], listener={"timeouts": {"head": "30s", "body": "30s"}})
 
 
 @pytest.mark.parametrize("name, pieces", [(n, p) for n in REFUSED for p in ("whole", "bytewise")

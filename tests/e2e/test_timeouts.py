@@ -6,10 +6,14 @@ import time
 import pytest
 
 from lib.backend import response
-from lib.client import Client, Ended, request_bytes
+from lib.client import TIMEOUT, Client, Ended, request_bytes
+from lib.wait import DEADLINE
 
 SHORT = {"head": "500ms", "body": "500ms", "idle": "500ms", "write": "1s"}
 UP = {"connect": "500ms", "read": "700ms", "write": "700ms", "idle": "60s"}
+# For peers that must not be given up: a busy machine may hold them up for longer than SHORT allows.
+PATIENT = {"head": "10s", "body": "2s", "idle": "10s", "write": "2s"}
+UP_PATIENT = {"connect": "10s", "read": "2s", "write": "2s", "idle": "60s"}
 
 
 @pytest.fixture(scope="module")
@@ -17,17 +21,26 @@ def proxy(module_sluice, origin):
     return module_sluice({"one": {"servers": [{"address": origin.address}], "timeouts": UP}}, listener={"timeouts": SHORT})
 
 
-def took(f):
-    start = time.monotonic()
-    out = f()
-    return out, time.monotonic() - start
+@pytest.fixture(scope="module")
+def patient(module_sluice, origin):
+    return module_sluice({"one": {"servers": [{"address": origin.address}], "timeouts": UP_PATIENT}}, listener={"timeouts": PATIENT})
+
+
+class Clock:
+    """Started before what starts the proxy's clock, so that what is measured is never less than what it measures."""
+
+    def __init__(self):
+        self.start = time.monotonic()
+
+    def at_least(self, seconds):
+        return time.monotonic() - self.start >= seconds
 
 
 def test_a_head_that_does_not_end_is_a_408(proxy):
+    clock = Clock()
     with proxy.client() as c:
         c.send(b"GET / HTTP/1.1\r\nHo")
-        r, seconds = took(c.read_response)
-        assert r.status == 408 and 0.4 < seconds < 10
+        assert c.read_response().status == 408 and clock.at_least(0.5)
         assert c.ended() == "fin"
 
 
@@ -43,18 +56,18 @@ def test_a_head_that_trickles_is_a_408(proxy):
 
 @pytest.mark.parametrize("first", [False, True], ids=["new", "used"])
 def test_a_connection_without_a_request_is_closed_silently(proxy, first):
+    clock = Clock()
     with proxy.client() as c:
         if first:
             c.get("/")
-        how, seconds = took(c.ended)
-        assert how == "fin" and 0.3 < seconds < 10
+        assert c.ended() == "fin" and clock.at_least(0.5)
 
 
 def test_a_body_that_stops_is_a_408(proxy):
+    clock = Clock()
     with proxy.client() as c:
         c.send(request_bytes("POST", "/sha256", {"Content-Length": 1000}) + b"x" * 10)
-        r, seconds = took(c.read_response)
-        assert r.status == 408 and 0.4 < seconds < 10
+        assert c.read_response().status == 408 and clock.at_least(0.5)
 
 
 def test_a_chunked_body_that_stops_is_a_408(proxy):
@@ -67,7 +80,7 @@ def test_a_body_below_the_least_rate_is_a_408(proxy):
     """A byte now and then is progress, and still too slow (240 bytes a second unless configured)."""
     with proxy.client() as c:
         c.send(request_bytes("POST", "/sha256", {"Content-Length": 100000}))
-        end = time.monotonic() + 15
+        end = time.monotonic() + DEADLINE
         while time.monotonic() < end and c.try_send(b"x"):
             time.sleep(0.1)
             c.sock.setblocking(False)
@@ -77,28 +90,29 @@ def test_a_body_below_the_least_rate_is_a_408(proxy):
             except BlockingIOError:
                 pass
             finally:
-                c.sock.settimeout(20)
+                c.sock.settimeout(TIMEOUT)
         assert time.monotonic() < end, "it went on for ever"
         assert c.read_response().status == 408
 
 
-def test_a_steady_body_may_take_longer_than_the_timeout(proxy):
-    with proxy.client() as c:
-        c.send(request_bytes("POST", "/sha256", {"Content-Length": 20000}))
-        for _ in range(20):
+def test_a_steady_body_may_take_longer_than_the_timeout(patient):
+    clock = Clock()
+    with patient.client() as c:
+        c.send(request_bytes("POST", "/sha256", {"Content-Length": 25000}))
+        for _ in range(25):
             c.send(b"x" * 1000)
             time.sleep(0.1)
-        assert c.read_response().status == 200
+        assert c.read_response().status == 200 and clock.at_least(2)
 
 
 def test_a_backend_that_does_not_answer_is_a_504(proxy):
+    clock = Clock()
     with proxy.client() as c:
-        r, seconds = took(lambda: c.get("/delay/60000"))
-        assert r.status == 504 and 0.5 < seconds < 10
+        assert c.get("/delay/600000").status == 504 and clock.at_least(0.7)
 
 
-def test_a_backend_that_is_slow_within_its_time_is_fine(proxy):
-    assert proxy.get("/delay/300?bytes=7").length == 7
+def test_a_backend_that_is_slow_within_its_time_is_fine(patient):
+    assert patient.get("/delay/700?bytes=7").length == 7
 
 
 def test_a_backend_that_stops_within_the_body_is_cut(sluice, backend):
@@ -117,8 +131,9 @@ def test_a_backend_that_stops_within_the_body_is_cut(sluice, backend):
     b.wait_ended()
 
 
-def test_a_steady_response_may_take_longer_than_the_timeout(proxy):
-    assert proxy.get("/slow?bytes=20000&rate=10000&ms=100").length == 20000
+def test_a_steady_response_may_take_longer_than_the_timeout(patient):
+    clock = Clock()
+    assert patient.get("/slow?bytes=25000&rate=10000&ms=100").length == 25000 and clock.at_least(2)
 
 
 def test_a_backend_that_does_not_read_the_request_is_a_504(proxy):
@@ -130,7 +145,7 @@ def test_a_backend_that_does_not_read_the_request_is_a_504(proxy):
                 c.send(b"x" * 262144)
         except (TimeoutError, ConnectionResetError, BrokenPipeError):
             pass
-        c.sock.settimeout(20)
+        c.sock.settimeout(TIMEOUT)
         try:
             assert c.read_response().status == 504
         except Ended as e:
@@ -149,9 +164,7 @@ def test_a_backend_that_can_not_be_reached_in_time_is_a_504(sluice):
             f.connect_ex(s.getsockname())
             fill.append(f)
         d = sluice({"one": {"servers": [{"address": f"127.0.0.1:{s.getsockname()[1]}"}], "timeouts": UP, "retries": {"max": 0}}})
-        with d.client() as c:
-            r, seconds = took(lambda: c.get("/"))
-        assert r.status == 504 and seconds < 10
+        assert d.get("/").status == 504
         for f in fill:
             f.close()
 
@@ -187,7 +200,7 @@ def test_a_client_that_reads_below_the_least_rate_is_given_up(sluice, backend, e
     with Client(d.address, rcvbuf=4096) as c:
         c.send(request_bytes())
         c.read_head()
-        end = time.monotonic() + 15
+        end = time.monotonic() + DEADLINE
         while not b.connections[0].ended:
             assert time.monotonic() < end, "it was served at its own pace for ever"
             try:
@@ -199,8 +212,9 @@ def test_a_client_that_reads_below_the_least_rate_is_given_up(sluice, backend, e
 
 
 def test_slow_but_steady_readers_are_served(sluice, origin, engine):
-    d = sluice([origin.address], listener={"timeouts": SHORT}, splice={"engine": engine, "min_bytes": 4096, "window": 262144})
-    n = 3_000_000
+    d = sluice([origin.address], listener={"timeouts": PATIENT}, splice={"engine": engine, "min_bytes": 4096, "window": 262144})
+    n = 4_000_000
+    clock = Clock()
     with Client(d.address, rcvbuf=65536) as c:
         c.send(request_bytes(path=f"/bytes/{n}"))
         r = c.read_head()
@@ -214,7 +228,7 @@ def test_slow_but_steady_readers_are_served(sluice, origin, engine):
             digest.update(c.buffer)
             got += len(c.buffer)
             c.buffer = b""
-        assert r.status == 200 and digest.hexdigest() == pattern.sha256(n)
+        assert r.status == 200 and digest.hexdigest() == pattern.sha256(n) and clock.at_least(2)
 
 
 def test_idle_backend_connections_are_let_go(sluice, backend):

@@ -56,6 +56,23 @@ static int dirs_make(const char *path)
 	return 0;
 }
 
+/* Whether what exists of the path is on a bpffs. */
+static bool on_bpffs(const char *path)
+{
+	char part[PATH_MAX];
+	struct statfs fs;
+	char *slash;
+
+	(void)snprintf(part, sizeof(part), "%s", path);
+	while (statfs(part, &fs) < 0) {
+		slash = strrchr(part, '/');
+		if (!slash || slash == part)
+			return false;
+		*slash = '\0';
+	}
+	return (unsigned long)fs.f_type == BPF_FS_MAGIC;
+}
+
 struct pin_dir *pin_open(const char *path, int lock_fd, char *why, size_t why_n)
 {
 	struct pin_dir *d;
@@ -64,8 +81,10 @@ struct pin_dir *pin_open(const char *path, int lock_fd, char *why, size_t why_n)
 
 	r = dirs_make(path);
 	if (r < 0) {
-		(void)snprintf(why, why_n, "%s can not be made: %s%s", path, strerror(-r),
-			       r == -EPERM || r == -EACCES ? " (is a bpffs mounted on /sys/fs/bpf, and are we root?)" : "");
+		if (on_bpffs(path))
+			(void)snprintf(why, why_n, "%s can not be made: %s", path, strerror(-r));
+		else
+			(void)snprintf(why, why_n, "%s is not on a bpffs (mount -t bpf bpf /sys/fs/bpf)", path);
 		return NULL;
 	}
 	fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);

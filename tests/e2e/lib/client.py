@@ -5,7 +5,7 @@ import socket
 import ssl
 import struct
 
-TIMEOUT = 20.0
+TIMEOUT = 60.0
 
 
 class Ended(Exception):

@@ -20,7 +20,7 @@ class Load:
 
     KINDS = ("kept", "kept", "pausing", "pausing", "short", "short", "large", "large_short", "upload")
 
-    def __init__(self, address, kinds=KINDS, timeout=30, tls=None):
+    def __init__(self, address, kinds=KINDS, timeout=60, tls=None):
         self.address = address
         self.tls = tls
         self.timeout = timeout
@@ -47,7 +47,7 @@ class Load:
     def total(self):
         return sum(self.done.values())
 
-    def wait_more(self, n, deadline=60):
+    def wait_more(self, n, deadline=120):
         """Until n more requests were answered: the time that must pass in a test, measured by what happens in it."""
         until, end = self.total() + n, time.monotonic() + deadline
         while self.total() < until and not self.failures:

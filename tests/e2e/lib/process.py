@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 
-from .wait import wait_until
+from .wait import DEADLINE, wait_until
 
 _libc = ctypes.CDLL(None, use_errno=True)
 SANITIZER_MARKS = ("ERROR: AddressSanitizer", "ERROR: LeakSanitizer", "runtime error:", "WARNING: ThreadSanitizer")
@@ -46,11 +46,11 @@ class Process:
     def send_signal(self, number):
         self.popen.send_signal(number)
 
-    def wait(self, deadline=20):
+    def wait(self, deadline=DEADLINE):
         """The exit status; negative: the signal that ended it."""
         return self.popen.wait(deadline)
 
-    def stop(self, number=signal.SIGTERM, deadline=20):
+    def stop(self, number=signal.SIGTERM, deadline=DEADLINE):
         if self.alive():
             self.send_signal(number)
         try:

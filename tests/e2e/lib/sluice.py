@@ -14,7 +14,7 @@ from . import build, yamltext
 from .client import Client
 from .metrics import Metrics
 from .process import SANITIZER_MARKS, Process, open_fds, rss_bytes
-from .wait import wait_until
+from .wait import DEADLINE, wait_until
 
 _numbers = itertools.count()
 _LOG_PAIR = re.compile(r'(\w+)=("(?:[^"\\]|\\.)*"|\S*)')
@@ -32,6 +32,17 @@ def environment(**more):
     env.setdefault("ASAN_OPTIONS", "detect_leaks=1:abort_on_error=0:halt_on_error=1")
     env.setdefault("UBSAN_OPTIONS", "print_stacktrace=1:halt_on_error=1")
     return env
+
+
+def held_port(host="127.0.0.1"):
+    """
+    A port and the socket that keeps it. Nobody listens on it, so that connections are refused, until a daemon does:
+    its listeners are bound with SO_REUSEPORT too. Nobody else is given the port meanwhile, not even by chance.
+    """
+    s = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    s.bind((host, 0))
+    return s.getsockname()[1], s
 
 
 class Sluice:
@@ -58,6 +69,7 @@ class Sluice:
         self.output = directory / f"sluice-{self.number}.out"
         self.control = directory / f"sluice-{self.number}.sock"
         self.process = None
+        self.holder = None  # keeps the port ours
         self.expect_status = 0  # of a stop with SIGTERM
         if start:
             self.start()
@@ -81,9 +93,18 @@ class Sluice:
         self.config.write_text(yamltext.dump(document or self.document()))
 
     def choose_ports(self):
-        self.port = free_port()
+        self.release_port()
+        if self.preexec:  # it may become another user, and only one user's sockets share a port
+            self.port = free_port()
+        else:
+            self.port, self.holder = held_port()
         self.admin_port = free_port()
         self.address = ("127.0.0.1", self.port)
+
+    def release_port(self):
+        if self.holder:
+            self.holder.close()
+        self.holder = None
 
     def start(self, attempts=5):
         for _ in range(attempts):
@@ -121,6 +142,7 @@ class Sluice:
         if self.process:
             self.process.kill()
         shutil.rmtree(self.pin_dir, ignore_errors=True)
+        self.release_port()
 
     def check(self):
         text = self.process.text() + self.log()
@@ -148,7 +170,7 @@ class Sluice:
 
     # -- what it tells
 
-    def admin(self, path, timeout=20):
+    def admin(self, path, timeout=DEADLINE):
         """(status, body as bytes, content type) of the admin listener."""
         request = urllib.request.Request(f"http://127.0.0.1:{self.admin_port}{path}")
         try:
@@ -207,7 +229,7 @@ class Sluice:
     def ctl(self, *args, check=True):
         """sluicectl on its control socket."""
         done = subprocess.run([build.SLUICECTL, "-s", self.control, *map(str, args)], capture_output=True, text=True,
-                              env=environment(), timeout=30)
+                              env=environment(), timeout=DEADLINE)
         if check:
             assert done.returncode == 0, (args, done.returncode, done.stdout, done.stderr)
         return done
@@ -216,7 +238,7 @@ class Sluice:
 def run_sluice(*args, cwd=None, env=None):
     """The program to its end, for -t, -V, -h."""
     return subprocess.run([build.SLUICE, *map(str, args)], capture_output=True, text=True, cwd=cwd,
-                          env=environment(**(env or {})), timeout=30, stdin=subprocess.DEVNULL)
+                          env=environment(**(env or {})), timeout=DEADLINE, stdin=subprocess.DEVNULL)
 
 
 ENGINES = ("copy", "splice", "sockmap")

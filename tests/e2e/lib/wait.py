@@ -2,7 +2,7 @@
 """Waiting for something observable; never for time alone."""
 import time
 
-DEADLINE = 20.0
+DEADLINE = 60.0  # generous: it is only waited for in full when something is wrong
 
 
 def wait_until(predicate, what="the condition", deadline=DEADLINE):
