@@ -202,7 +202,7 @@ MIN_BYTES = 4096
 WINDOW = 1 << 20 if os.environ.get("SLUICE_TEST_SLOW") else 262144
 
 
-@pytest.fixture(params=ENGINES, scope="module")
+@pytest.fixture(params=ENGINES + ("auto",), scope="module")
 def engine(request):
     return request.param
 

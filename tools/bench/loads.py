@@ -98,6 +98,8 @@ LOADS = [
     Load("f", "stalled clients on bodies of 4 GB", "/", STALL_CLIENTS, [Goal(HELD), Goal(MEMORY)], [HELD, MEMORY, GROWTH],
          kind="stalled"),
     Load("g", "one client flat out on 4 GB bodies", "/bytes/4294967296", 1, [Goal(CPU, 0.8), Goal(GBIT, 1.0)]),
+    Load("j", "256 backends at 2 MB/s, 64 MiB bodies", "/slow?bytes=67108864&rate=2000000&ms=2", 256, [Goal(CPU, 0.7)], warmup=2),
+    Load("k", "1,000 backends at 200 kB/s, 16 MiB bodies", "/slow?bytes=16777216&rate=200000&ms=10", 1000, [Goal(CPU, 0.7)], warmup=2.5),
     Load("h", "chunked 1 MiB bodies in 16 KiB chunks, 32 connections", "/chunked/1048576?chunk=16384", 32),
     Load("i", "1 MiB bodies from an HTTPS origin, 32 connections", "/bytes/1048576", 32, tls=True, every_engine=False),
 ]

@@ -47,7 +47,7 @@ static void refresh(struct flow *f)
 		return;
 	if (__atomic_load_n(&s->seen_epoch, __ATOMIC_ACQUIRE) == f->epoch)
 		f->redirected = __atomic_load_n(&s->redirected, __ATOMIC_ACQUIRE);
-	f->spills = s->spills;
+	f->spills = s->spills - f->spills_before;
 }
 
 /* The source is free; the slot is disarmed. */
@@ -412,6 +412,7 @@ enum flow_result flow_arm(struct flow *f, struct flow_group *g, struct flow_sock
 		.limit = nbytes,
 		.written_base = base,
 		.notsent = ti.tcpi_notsent_bytes,
+		.spills_before = g->splice->flows[src->slot].spills,
 	};
 	list_push_back(&g->running, &f->link);
 	src->as_source = f;

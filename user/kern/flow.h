@@ -93,7 +93,7 @@ struct flow {
 	uint64_t flushed;	/* value of redirected for which dst was seen to have written everything */
 	uint64_t written_base;	/* what dst had written when the flow was armed */
 	uint64_t passed;	/* the program's count when nothing was left unread */
-	uint32_t spills;
+	uint32_t spills, spills_before; /* of this body; the socket's before it */
 	uint32_t notsent, window;
 	uint64_t due_ns;	/* when to look again */
 	uint64_t poll_ns;	/* how long it waited the last time; 0: not waiting */

@@ -180,6 +180,20 @@ void body_refuse(struct body *b, const char *why, __u64 *counter)
 	__atomic_fetch_add(counter, 1, __ATOMIC_RELAXED);
 }
 
+/*
+ * Whether splice should begin: the run could go by sockmap, but nothing is known
+ * yet of how its bytes come. A tunnel's come in small pieces; a source that is in
+ * the kernel's table can not be spliced.
+ */
+static bool bulk_first(struct body *b)
+{
+	if (!b->worker->flows || b->tunnel || b->src->tls || b->dst->tls || b->src_unix || b->dst_unix ||
+	    flow_sock_inserted(b->src_flow, FLOW_SOURCE))
+		return false;
+	body_refuse(b, "splice is cheaper for what comes in bulk", &b->worker->counters->fallback_bulk);
+	return true;
+}
+
 /* Chooses the engine for the run ahead; BODY_COPY when none of the others takes it. */
 static void start_engine(struct body *b)
 {
@@ -209,10 +223,33 @@ static void start_engine(struct body *b)
 	b->run = run;
 	if (limit == CONF_ENGINE_SPLICE)
 		body_refuse(b, "splice.engine is splice", &b->worker->counters->fallback_engine_limit);
+	else if (limit == CONF_ENGINE_AUTO && bulk_first(b) && body_splice_start(b, run) == 0)
+		b->engine = BODY_SPLICE;
 	else if (body_sockmap_start(b, run) == 0)
 		b->engine = BODY_SOCKMAP;
 	if (b->engine == BODY_COPY && body_splice_start(b, run) == 0)
 		b->engine = BODY_SPLICE;
+}
+
+/* The source brings little at a time: the kernel is to be woken for it, not we. Where it can not be, splice goes on. */
+static void hand_over(struct body *b)
+{
+	const char *why = b->why_not;
+
+	b->rhythm = (struct body_rhythm){ 0 };
+	if (b->worker->conf->splice.engine != CONF_ENGINE_AUTO || b->run < b->worker->conf->splice.min_bytes)
+		return;
+	body_splice_stop(b);
+	b->why_not = NULL;
+	if (body_sockmap_start(b, b->run) == 0) {
+		b->engine = BODY_SOCKMAP;
+		COUNT(b->worker, handovers);
+		return;
+	}
+	if (flow_sock_inserted(b->src_flow, FLOW_SOURCE))
+		b->engine = BODY_COPY; /* it can not be spliced any more */
+	if (!b->why_not)
+		b->why_not = why;
 }
 
 /* The engine's run is over by `n` data bytes: the framing catches up. */
@@ -239,6 +276,10 @@ static enum body_result step_engine(struct body *b)
 	if (r == BODY_DONE) {
 		b->engine == BODY_SOCKMAP ? body_sockmap_stop(b) : body_splice_stop(b);
 		b->engine = BODY_COPY;
+	} else if (r == BODY_WAIT && b->rhythm.slow) {
+		hand_over(b);
+		if (b->engine != BODY_SPLICE)
+			r = BODY_DONE; /* with splice: the caller goes on */
 	}
 	if (b->limit && b->data > b->limit)
 		return BODY_TOO_LARGE;

@@ -15,6 +15,10 @@
  * of it in its buffer. An engine answers failed (negative), not possible now
  * (positive, with a reason), or done.
  *
+ * With splice.engine auto a run begins with splice, which is cheaper as long as
+ * much comes at a time, and goes over to sockmap when the source turns out to
+ * bring little at a time; with splice.engine sockmap it begins there.
+ *
  * Invariants: bytes leave in the order they came; nothing behind the end of
  * the body is taken out of `in`; user space writes to dst only while no engine
  * holds a run and dst is flushed.
@@ -48,6 +52,14 @@ struct body_splice_state {
 	size_t in_pipe; /* bytes in it */
 };
 
+/* How a source brings its bytes: see body_splice.c. */
+struct body_rhythm {
+	unsigned waits;	   /* times it ran dry, the target never being full */
+	uint64_t since_ns; /* the first of them */
+	uint64_t bytes;	   /* that came after it */
+	bool slow;	   /* few enough that waking for them is the main cost */
+};
+
 struct body {
 	struct worker *worker;
 	struct conn *src, *dst;
@@ -74,10 +86,12 @@ struct body {
 	const char *why_not;	    /* why the body was not moved by a faster engine; static text */
 	uint64_t run;		    /* bytes of the run the engine holds that it has not reported moved */
 	struct body_splice_state splice;
+	struct body_rhythm rhythm;
 	struct flow flow;
 	bool src_unix, dst_unix; /* unix sockets */
 	bool dst_spoiled;     /* bytes for dst are still in the kernel: it can only be aborted */
 	bool src_quiet;	      /* epoll tells only the end of src */
+	bool src_unfit;	      /* src is in the kernel's table and would do better outside: not to be used again */
 	enum flow_result flow_told; /* what the kernel engine reported last */
 	uint64_t flow_redirected, flow_forwarded; /* bytes of its run already accounted */
 	void *owner;		    /* session whose exchange_wake is called when the engine has news */
@@ -113,7 +127,7 @@ const char *body_engine_name(enum body_engine_id e);
 /* A run of `n` bytes (UINT64_MAX: until src ends) begins. 0: taken; 1: not possible, body_refuse was called. */
 int body_splice_start(struct body *b, uint64_t n);
 int body_sockmap_start(struct body *b, uint64_t n);
-/* BODY_DONE: the run is over (all moved, or src ended: b->src->eof); otherwise like body_run. */
+/* BODY_DONE: the engine is through with the run (all moved, src ended: b->src->eof, or it can not go on); otherwise like body_run. */
 enum body_result body_splice_step(struct body *b);
 enum body_result body_sockmap_step(struct body *b);
 void body_splice_stop(struct body *b);

@@ -125,10 +125,20 @@ void body_sockmap_poll(struct body *b)
 		b->flow_told = flow_step(&b->flow);
 }
 
+/*
+ * A source that was braked again and again brings its bytes faster than the
+ * target takes them: splice would carry them for less, but can not read a socket
+ * in a sockmap. A new connection can be spliced.
+ */
+#define UNFIT_SPILLS 4
+
 void body_sockmap_stop(struct body *b)
 {
 	if (flow_disarm(&b->flow) != 0)
 		b->dst_spoiled = true;
 	account(b);
+	if (b->worker->conf->splice.engine == CONF_ENGINE_AUTO && !b->tunnel && b->flow.spills >= UNFIT_SPILLS &&
+	    b->flow_forwarded > b->flow_redirected / 16)
+		b->src_unfit = true;
 	watch_source(b);
 }

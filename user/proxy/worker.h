@@ -78,7 +78,7 @@ struct worker {
 	struct timer tick; /* once a second: pool, log */
 
 	int pipes[WORKER_PIPES_MAX][2]; /* empty ones, for the splice engine */
-	unsigned pipes_n;
+	unsigned pipes_n, pipes_out; /* in the pool; lent to bodies */
 
 	struct session_slab *slabs; /* memory of the sessions; see session_slab.h */
 	void *free_sessions;

@@ -247,7 +247,7 @@ ENGINES = ("copy", "splice", "sockmap")
 def engine_refusal(sluice, engine):
     """Why the engine is not there on this kernel or with these privileges; None when it is."""
     said = sluice.wait_event("engine")
-    return None if engine != "sockmap" or said["engine"] == engine else said.get("reason", "no reason was given")
+    return None if engine not in ("sockmap", "auto") or said["engine"] == "sockmap" else said.get("reason", "no reason was given")
 
 
 class Moved:
@@ -281,7 +281,8 @@ class Moved:
         if engine == "copy":
             assert moved["copy"] == nbytes, moved
             return moved
-        assert moved[engine] > share * nbytes, f"{engine} was to move {nbytes} bytes: {moved}"
+        by = moved["splice"] + moved["sockmap"] if engine == "auto" else moved[engine]
+        assert by > share * nbytes, f"{engine} was to move {nbytes} bytes: {moved}"
         if engine == "splice":
             assert moved["sockmap"] == 0, moved
         return moved

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""splice.engine auto: what comes in bulk goes by splice, what comes bit by bit goes over to sockmap; bytes are right either way."""
+import hashlib
+import json
+import threading
+import time
+
+import pytest
+
+from conftest import MIN_BYTES, WINDOW, require_engine
+from lib import pattern
+from lib.client import Client, request_bytes
+from lib.sluice import Moved
+from lib.wait import wait_until
+
+KiB, MiB = 1 << 10, 1 << 20
+BULK = "splice is cheaper for what comes in bulk"
+
+
+@pytest.fixture
+def auto(sluice, tmp_path):
+    """auto(addresses): a daemon with one worker that may choose, and a list of its access log's lines."""
+    def make(addresses, require=True, **more):
+        log = tmp_path / "access.log"
+        d = sluice(addresses, splice={"engine": "auto", "min_bytes": MIN_BYTES, "window": WINDOW}, threads=1,
+                   access_log={"path": str(log), "format": "json"}, **more)
+        if require:
+            require_engine(d, "sockmap")
+
+        def lines(n):
+            wait_until(lambda: log.exists() and log.read_text().count("\n") >= n, f"{n} lines in the access log")
+            return [json.loads(line) for line in log.read_text().splitlines()]
+        return d, lines
+    return make
+
+
+def dripping(body, piece, pause):
+    """A backend that sends the body piece by piece to whoever asks, and forthwith when asked for /fast."""
+    def script(c):
+        while True:
+            head = c.read_head()
+            c.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body))
+            if b" /fast " in head:
+                c.send(body)
+                continue
+            for at in range(0, len(body), piece):
+                c.send(body[at:at + piece])
+                time.sleep(pause)
+    return script
+
+
+def test_a_body_that_comes_bit_by_bit_goes_over_to_sockmap(auto, backend):
+    body = pattern.body(MiB, 4)
+    d, lines = auto([backend(dripping(body, 4 * KiB, 0.002)).address])
+    moved = Moved(d, "response")
+    assert d.get("/", keep=False).sha256 == pattern.sha256(MiB, 4)
+    by = moved.counted(MiB)
+    assert by["sockmap"] > MiB // 2 and by["splice"] > 0, by
+    assert lines(1)[0]["engine"] == "sockmap" and "why_not" not in lines(1)[0]
+    assert d.metrics().total("sluice_handovers_total") == 1
+
+
+def test_a_body_that_comes_in_bulk_stays_with_splice(auto, backend):
+    """What decides is how much there is each time the source is looked at, not how fast the machine is."""
+    big, pieces = 512 * KiB, 24
+    body = pattern.body(big, 6)
+    seen = threading.Semaphore(0)
+
+    def script(c):
+        c.read_head()
+        c.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (big * pieces))
+        for _ in range(pieces):
+            c.send(body)
+            seen.acquire(timeout=30)
+
+    d, lines = auto([backend(script).address])
+    digest = hashlib.sha256()
+    with Client(d.address, timeout=40) as c:
+        c.send(request_bytes())
+        c.read_head()
+        for _ in range(pieces):
+            digest.update(c.read_exactly(big))
+            seen.release()
+    want = hashlib.sha256()
+    for _ in range(pieces):
+        want.update(body)
+    assert digest.digest() == want.digest()
+    line = lines(1)[0]
+    assert (line["engine"], line["why_not"]) == ("splice", BULK), line
+
+
+def test_an_upload_that_comes_bit_by_bit_goes_over_to_sockmap(auto, origin):
+    n = 600 * KiB
+    body = pattern.body(n, 9)
+    d, lines = auto([origin.address])
+    moved = Moved(d, "request")
+    with d.client() as c:
+        c.send(request_bytes("POST", "/sha256", {"Content-Length": n}))
+        for at in range(0, n, 4 * KiB):
+            c.send(body[at:at + 4 * KiB])
+            time.sleep(0.002)
+        assert json.loads(c.read_response().body)["sha256"] == pattern.sha256(n, 9)
+    by = moved.counted(n)
+    assert by["sockmap"] > n // 2, by
+
+
+def test_the_next_bodies_on_that_connection_are_right_too(auto, backend):
+    """Its source is in the kernel's table for good; what follows goes by sockmap from its first byte."""
+    body = pattern.body(MiB, 5)
+    b = backend(dripping(body, 8 * KiB, 0.001))
+    d, lines = auto([b.address])
+    with d.client() as c:
+        for path in ("/", "/fast", "/", "/fast", "/fast"):
+            assert c.get(path, keep=False).sha256 == pattern.sha256(MiB, 5), path
+    engines = [x["engine"] for x in lines(5)]
+    assert engines[0] == "sockmap" and set(engines) <= {"sockmap", "splice"}, engines
+
+
+def test_a_connection_that_only_brakes_is_not_used_again(auto, backend):
+    """A mapped source can not be spliced: one that outran its client in the last body is replaced."""
+    drip, bulk = pattern.body(512 * KiB, 2), 48 * MiB
+    block = pattern.body(MiB, 3)
+
+    def script(c):
+        while True:
+            head = c.read_head()
+            if b" /bulk " in head:
+                c.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % bulk)
+                for _ in range(bulk // MiB):
+                    c.send(block)
+            else:
+                c.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(drip))
+                for at in range(0, len(drip), 4 * KiB):
+                    c.send(drip[at:at + 4 * KiB])
+                    time.sleep(0.002)
+
+    b = backend(script)
+    d, lines = auto([b.address])
+    with Client(d.address, rcvbuf=65536, timeout=40) as c:
+        assert c.get("/", keep=False).sha256 == pattern.sha256(len(drip), 2)
+        assert lines(1)[0]["engine"] == "sockmap"
+        c.send(request_bytes(path="/bulk"))
+        c.read_head()
+        got = 0
+        while got < bulk:
+            take = min(256 * KiB, bulk - got)
+            assert c.read_exactly(take) == block[got % MiB:got % MiB + take]
+            got += take
+            time.sleep(0.002)  # slower than the backend: the window fills again and again
+        lines(2)
+        spills = d.metrics().total("sluice_flow_spills_total")
+        before = d.metrics().total("sluice_upstream_connections_total")
+        c.get("/", keep=False)
+        new = d.metrics().total("sluice_upstream_connections_total") - before
+    assert new == (1 if spills >= 4 else 0), f"{spills} spills, {new} new connections"
+    assert spills >= 4, "the client was to be slower than the backend"
+
+
+@pytest.mark.parametrize("fault", ["map_update:1+", "map_update:2+", "pipe:1+", "pipe:2+"])
+def test_a_hand_over_that_fails_costs_nothing(auto, backend, fault):
+    body = pattern.body(MiB, 8)
+    d, lines = auto([backend(dripping(body, 4 * KiB, 0.001)).address], require=False, env={"SLUICE_FAULT": fault})
+    with d.client() as c:
+        for _ in range(2):
+            assert c.get("/", keep=False).sha256 == pattern.sha256(MiB, 8)
+    assert d.process.alive()
