@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,6 +11,8 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
+
+#include "base/util.h"
 
 /* Waits for the child's word: "+" when it serves, otherwise text. */
 static void parent_wait(int fd, pid_t child)
@@ -88,48 +91,92 @@ static void read_holder(int fd, char out[16])
 	out[strcspn(out, "\n")] = 0;
 }
 
-int pidfile_write(const char *path, bool take_over, char *err, size_t errlen)
+/* Readers never see anything but one pid or the other, with line feeds behind it for a moment. */
+static int write_pid(int fd)
 {
-	char text[16], holder[16];
-	int fd, r;
+	char text[64];
+	struct stat st;
+	int n = snprintf(text, sizeof(text), "%d\n", (int)getpid()), all = n;
 
-	if (take_over && unlink(path) < 0 && errno != ENOENT) {
-		r = -errno;
-		snprintf(err, errlen, "pid_file %s: %s", path, strerror(errno));
-		return r;
-	}
-	fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0644);
-	if (fd < 0) {
-		r = -errno;
-		snprintf(err, errlen, "pid_file %s: %s; choose a place this user can write to", path, strerror(errno));
-		return r;
-	}
+	if (fstat(fd, &st) == 0 && st.st_size > n)
+		all = (int)MIN_OF(st.st_size, (off_t)sizeof(text));
+	memset(text + n, '\n', (size_t)(all - n));
+	errno = 0;
+	if (pwrite(fd, text, (size_t)all, 0) != all || ftruncate(fd, n) < 0)
+		return errno ? -errno : -ENOSPC;
+	return 0;
+}
+
+static int fail(int r, const char *path, const char *advice, char *err, size_t errlen)
+{
+	snprintf(err, errlen, "pid_file %s: %s%s", path, strerror(-r), advice);
+	return r;
+}
+
+static int open_and_lock(const char *path, const char *named, char *err, size_t errlen)
+{
+	char holder[16];
+	int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0644), r;
+
+	if (fd < 0)
+		return fail(-errno, named, "; choose a place this user can write to", err, errlen);
 	if (flock(fd, LOCK_EX | LOCK_NB) < 0) {
 		read_holder(fd, holder);
 		snprintf(err, errlen,
 			 "pid_file %s is held by running process %s; stop it (kill %s), or take over from it with -u",
-			 path, holder, holder);
+			 named, holder, holder);
 		close(fd);
 		return -EEXIST;
 	}
-	snprintf(text, sizeof(text), "%d\n", (int)getpid());
-	if (ftruncate(fd, 0) < 0 || pwrite(fd, text, strlen(text), 0) != (ssize_t)strlen(text)) {
-		r = errno ? -errno : -ENOSPC;
-		snprintf(err, errlen, "pid_file %s can not be written: %s", path, strerror(-r));
+	r = write_pid(fd);
+	if (r < 0) {
 		close(fd);
-		return r;
+		return fail(r, named, "; it can not be written", err, errlen);
 	}
 	return fd;
 }
 
-void pidfile_remove(const char *path, int fd)
+int pidfile_write(const char *path, char *err, size_t errlen)
+{
+	return open_and_lock(path, path, err, errlen);
+}
+
+int pidfile_replace(const char *path, char *err, size_t errlen)
+{
+	char aside[PATH_MAX];
+	int fd, r;
+
+	if (snprintf(aside, sizeof(aside), "%s.%d", path, (int)getpid()) >= (int)sizeof(aside))
+		return fail(-ENAMETOOLONG, path, "", err, errlen);
+	fd = open_and_lock(aside, path, err, errlen);
+	if (fd >= 0 && rename(aside, path) < 0) {
+		r = -errno;
+		unlink(aside);
+		close(fd);
+		return fail(r, path, "", err, errlen);
+	}
+	return fd;
+}
+
+bool pidfile_is(const char *path, int fd)
 {
 	struct stat ours, there;
 
+	return fstat(fd, &ours) == 0 && stat(path, &there) == 0 && ours.st_ino == there.st_ino &&
+	       ours.st_dev == there.st_dev;
+}
+
+int pidfile_adopt(int fd)
+{
+	return write_pid(fd);
+}
+
+void pidfile_remove(const char *path, int fd)
+{
 	if (fd < 0)
 		return;
-	if (fstat(fd, &ours) == 0 && stat(path, &there) == 0 && ours.st_ino == there.st_ino &&
-	    ours.st_dev == there.st_dev)
-		unlink(path);
+	if (pidfile_is(path, fd) && unlink(path) < 0 && ftruncate(fd, 0) < 0) {
+		/* Then it names a process that is not there; the lock tells. */
+	}
 	close(fd);
 }

@@ -22,9 +22,15 @@ void daemon_failed(int fd, const char *why);
 
 /*
  * Writes our pid, mode 0644, and holds a lock on the file for as long as we
- * live. A file left by a dead process is taken over. take_over: replace
- * even a live one's (an upgrade). The descriptor, or -errno with a text.
+ * live. A file left by a dead process is taken over. The descriptor, or -errno
+ * with a text; -EEXIST: a running process holds it.
  */
-int pidfile_write(const char *path, bool take_over, char *err, size_t errlen);
-/* Removes it if it is still ours. */
+int pidfile_write(const char *path, char *err, size_t errlen);
+/* Puts a file of ours in the place of a live process's. The same. */
+int pidfile_replace(const char *path, char *err, size_t errlen);
+/* Whether fd, which the process before us held, is the file at path. Then its lock is ours too, */
+bool pidfile_is(const char *path, int fd);
+/* and going on with it takes no rights on the directory. 0 or -errno. */
+int pidfile_adopt(int fd);
+/* Removes it if it is still ours; where it can not be removed any more it is empty. Closes fd; -1 is fine. */
 void pidfile_remove(const char *path, int fd);

@@ -29,6 +29,7 @@
 #include "control/notify.h"
 #include "control/takeover.h"
 #include "control/upgrade.h"
+#include "control/upgrade_spawn.h"
 #include "daemon.h"
 #include "io/loop.h"
 #include "io/tls.h"
@@ -51,12 +52,14 @@ struct app {
 	struct watch signals, drained;
 	struct timer drain_limit, watchdog;
 	char exe[PATH_MAX]; /* the binary on disk, for an upgrade that we start ourselves */
-	int pid_fd;
+	const char *next_argv[6];
+	struct upgrade_child next;
+	char *pid_path; /* as it was at the start; a reload does not move it */
+	int pid_fd, pid_next; /* ours; the one before us's, until we serve */
 	int counts_fd; /* lent to an upgrade under way */
 	int cancel_fd;	/* readable when we are told to end, while there is no loop yet */
 	bool take_over; /* -u */
-	bool owner;	/* pins, pid file and the files of sockets are this process's to remove */
-	bool gave_up_root;
+	bool owner;	/* pins and the files of sockets are this process's to remove */
 	bool draining;
 };
 
@@ -180,6 +183,15 @@ static void disown(struct app *a)
 	upgrade_disown(a->upgrade);
 }
 
+/* The same when the other one has gone on with our pid file. */
+static void give_to_next(struct app *a)
+{
+	disown(a);
+	if (a->pid_fd >= 0)
+		close(a->pid_fd);
+	a->pid_fd = -1;
+}
+
 static void stop_gracefully(struct app *a)
 {
 	if (a->draining) {
@@ -188,7 +200,7 @@ static void stop_gracefully(struct app *a)
 		return;
 	}
 	if (upgrade_committed(a->upgrade))
-		disown(a);
+		give_to_next(a);
 	notify_stopping();
 	upgrade_stop(&a->upgrade);
 	drain(a, true, "told to stop");
@@ -214,6 +226,8 @@ static int upgrade_collect(void *ctx, struct handed *set)
 		r = handed_add(set, control_socket_fd(a->control), HANDED_ADMIN_SOCKET, HANDED_OWNS_PATH, "");
 	if (r == 0 && kern_lock_fd(a->kern) >= 0)
 		r = handed_add(set, kern_lock_fd(a->kern), HANDED_PIN_LOCK, 0, a->conf->pin_dir);
+	if (r == 0 && a->pid_fd >= 0)
+		r = handed_add(set, a->pid_fd, HANDED_PID_FILE, 0, a->pid_path);
 	forget_counts(a);
 	a->counts_fd = counts_file();
 	if (r == 0 && a->counts_fd >= 0)
@@ -235,7 +249,7 @@ static void upgrade_handed_over(void *ctx, pid_t pid)
 
 	log_info("handed_over", "pid=%d to=%d", (int)getpid(), (int)pid);
 	notify_main_pid((int)pid);
-	disown(a);
+	give_to_next(a);
 	lb_freeze(a->lb);
 	drain(a, false, "handed over");
 }
@@ -252,22 +266,12 @@ static void upgrade_went_wrong(void *ctx)
 static int upgrade_verb(void *ctx, struct buf *answer)
 {
 	struct app *a = ctx;
-	char *argv[] = { a->exe, (char *)(uintptr_t)"-u", (char *)(uintptr_t)"-d", (char *)(uintptr_t)"-c",
-			 (char *)(uintptr_t)a->conf_path, NULL };
 
 	if (a->draining) {
 		buf_printf(answer, "this process is stopping; it does not hand over");
 		return -EBUSY;
 	}
-	/* What we would start could not open the logs, the pins and the pid file that root opened for us. */
-	if (a->gave_up_root) {
-		buf_printf(answer,
-			   "this process was started by root and is user %s now, so it can not start its like; as root: "
-			   "kill -QUIT %d && %s -u -d -c %s",
-			   a->conf->user, (int)getpid(), a->exe, a->conf_path);
-		return -EPERM;
-	}
-	return upgrade_spawn(a->upgrade, a->exe, argv, !a->conf->error_log, answer);
+	return upgrade_spawn(a->upgrade, &a->next, !a->conf->error_log, answer);
 }
 
 static bool same_text(const char *a, const char *b)
@@ -427,15 +431,47 @@ static void log_start(struct app *a)
 		log_warn("health_table", "where=\"BPF map, not pinned\" reason=\"%s\"", f->reason_pinned);
 }
 
+/* While we are still root. What another process holds, it holds until we serve. 0 or -1. */
+static int open_pid_file(struct app *a, char *why, size_t n)
+{
+	int fd;
+
+	if (!a->pid_path)
+		return 0;
+	fd = handed_take(&a->handed, HANDED_PID_FILE, a->pid_path);
+	if (fd >= 0 && pidfile_is(a->pid_path, fd)) {
+		a->pid_next = fd;
+		return 0;
+	}
+	if (fd >= 0)
+		close(fd);
+	a->pid_fd = pidfile_write(a->pid_path, why, n);
+	return a->pid_fd >= 0 || (!a->owner && a->pid_fd == -EEXIST) ? 0 : -1;
+}
+
+static void take_pid_file(struct app *a)
+{
+	char err[512];
+
+	if (!a->pid_path || a->pid_fd >= 0)
+		return;
+	if (a->pid_next >= 0 && pidfile_adopt(a->pid_next) == 0) {
+		a->pid_fd = a->pid_next;
+		a->pid_next = -1;
+		return;
+	}
+	a->pid_fd = pidfile_replace(a->pid_path, err, sizeof(err));
+	if (a->pid_fd < 0)
+		log_error("pid_file", "reason=\"%s\"", err);
+}
+
 /* From here on we are the process: there is no way back, so nothing in it may fail. */
 static void taken_over(struct app *a)
 {
-	char err[512];
 	int before = (int)takeover_pid(a->takeover);
 
 	takeover_serving(&a->takeover);
-	if (a->conf->pid_file && a->pid_fd < 0 && (a->pid_fd = pidfile_write(a->conf->pid_file, true, err, sizeof(err))) < 0)
-		log_error("pid_file", "reason=\"%s\"", err);
+	take_pid_file(a);
 	__atomic_fetch_add(&kern_counters(a->kern, kern_workers(a->kern))->upgrades, 1, __ATOMIC_RELAXED);
 	log_info("upgraded", "pid=%d from=%d", (int)getpid(), before);
 }
@@ -444,7 +480,6 @@ static void taken_over(struct app *a)
 static int start(struct app *a, bool complete, char *why, size_t n)
 {
 	const struct conf *c = a->conf;
-	bool was_root = geteuid() == 0;
 	char tls[160];
 	int r;
 
@@ -459,9 +494,8 @@ static int start(struct app *a, bool complete, char *why, size_t n)
 	}
 	if (a->take_over && takeover_begin(&a->takeover, c->upgrade_sock, a->cancel_fd, &a->handed, why, n) < 0)
 		return -1;
-	/* A file of the process before us is replaced only when we serve. */
 	a->owner = !a->takeover || takeover_alone(a->takeover);
-	if (a->owner && c->pid_file && (a->pid_fd = pidfile_write(c->pid_file, false, why, n)) < 0)
+	if (open_pid_file(a, why, n) < 0)
 		return -1;
 	tls_kernel_probe(tls, sizeof(tls));
 	struct kern_options o = {
@@ -485,7 +519,6 @@ static int start(struct app *a, bool complete, char *why, size_t n)
 	    upgrade_new(&a->upgrade, c->upgrade_sock, handed_take(&a->handed, HANDED_UPGRADE, NULL), why, n) < 0 ||
 	    privileges_drop(c->user, c->group, why, n) < 0)
 		return -1;
-	a->gave_up_root = was_root && geteuid() != 0;
 	fault_exit(FAULT_EXIT_OPENED);
 	if ((r = lb_start(&a->lb, c, a->kern)) < 0) {
 		snprintf(why, n, "cannot start health checks: %s", strerror(-r));
@@ -545,10 +578,13 @@ static int open_loop(struct app *a)
 
 static void finish(struct app *a, const char *why)
 {
-	if (!a->owner)
+	if (upgrade_committed(a->upgrade))
+		give_to_next(a);
+	else if (!a->owner)
 		disown(a);
 	upgrade_stop(&a->upgrade);
 	forget_counts(a);
+	upgrade_child_deinit(&a->next, a->loop);
 	control_stop(&a->control);
 	proxy_stop(&a->proxy);
 	if (a->lb)
@@ -557,8 +593,11 @@ static void finish(struct app *a, const char *why)
 	/* Last, so that the running process finds everything as it was. */
 	takeover_failed(&a->takeover, why);
 	handed_deinit(&a->handed);
-	if (a->conf && a->conf->pid_file)
-		pidfile_remove(a->conf->pid_file, a->pid_fd);
+	if (a->pid_path)
+		pidfile_remove(a->pid_path, a->pid_fd);
+	free(a->pid_path);
+	if (a->pid_next >= 0)
+		close(a->pid_next);
 	if (a->loop) {
 		timer_remove(a->loop, &a->drain_limit);
 		timer_remove(a->loop, &a->watchdog);
@@ -581,6 +620,8 @@ static int run(struct app *a, bool daemon, bool complete)
 		return 1;
 	}
 	raise_file_limit();
+	if (geteuid() == 0 && a->conf->user && (r = upgrade_starter_begin(&a->next, !a->conf->error_log)) < 0)
+		log_warn("upgrade_starter_gone", "reason=\"%s\"", strerror(-r));
 	r = open_loop(a);
 	if (r < 0)
 		snprintf(why, sizeof(why), "cannot watch signals: %s", strerror(-r));
@@ -610,6 +651,15 @@ static int run(struct app *a, bool daemon, bool complete)
 	return r < 0;
 }
 
+static void set_next(struct app *a)
+{
+	const char *const argv[] = { a->exe, "-u", "-d", "-c", a->conf_path, NULL };
+
+	_Static_assert(sizeof(argv) == sizeof(a->next_argv), "next_argv");
+	memcpy(a->next_argv, argv, sizeof(argv));
+	upgrade_child_init(&a->next, a->next_argv);
+}
+
 int main(int argc, char **argv)
 {
 	static const struct option options[] = {
@@ -618,7 +668,7 @@ int main(int argc, char **argv)
 		{ "version", no_argument, NULL, 'V' },	  { "help", no_argument, NULL, 'h' },
 		{ NULL, 0, NULL, 0 },
 	};
-	struct app app = { .pid_fd = -1, .counts_fd = -1, .cancel_fd = -1, .signals.fd = -1 };
+	struct app app = { .pid_fd = -1, .pid_next = -1, .counts_fd = -1, .cancel_fd = -1, .signals.fd = -1 };
 	bool daemon = false, upgrade = false, test = false, complete;
 	struct conf *c;
 	int opt;
@@ -666,6 +716,7 @@ int main(int argc, char **argv)
 	app.take_over = upgrade;
 	if (readlink("/proc/self/exe", app.exe, sizeof(app.exe) - 1) < 0)
 		app.exe[0] = 0;
+	set_next(&app);
 	if (handed_from_manager(&app.handed) < 0)
 		return 1;
 	c = load(app.conf_path, false, &complete);
@@ -676,6 +727,7 @@ int main(int argc, char **argv)
 		return 1;
 	}
 	app.conf = c;
+	app.pid_path = c->pid_file ? strdup(c->pid_file) : NULL;
 	log_set_level(c->log_level);
 	return run(&app, daemon || c->daemon, complete);
 }

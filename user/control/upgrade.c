@@ -42,7 +42,6 @@ struct upgrade {
 	pid_t pid; /* of the new process, as it says */
 	struct handed set; /* borrowed */
 	size_t sent;
-	struct upgrade_child child; /* the one we started */
 };
 
 static void upgrade_advance(struct upgrade *u);
@@ -354,15 +353,21 @@ int upgrade_ask(struct upgrade *u, struct buf *answer)
 	}
 }
 
-int upgrade_spawn(struct upgrade *u, const char *exe, char *const *argv, bool keep_output, struct buf *answer)
+int upgrade_spawn(struct upgrade *u, struct upgrade_child *child, bool keep_output, struct buf *answer)
 {
+	const char *exe = child->argv[0];
 	int fd, r;
 
 	if (u->state != ALONE) {
 		buf_printf(answer, "an upgrade to process %d is under way", (int)u->pid);
 		return -EALREADY;
 	}
-	r = upgrade_child_start(&u->child, u->loop, exe, argv, keep_output, &fd);
+	r = upgrade_child_start(child, u->loop, keep_output, &fd);
+	if (r == -ESRCH) {
+		buf_printf(answer, "the process that kept root for this has gone; as root: kill -QUIT %d, then start %s with -u",
+			   (int)getpid(), exe);
+		return r;
+	}
 	if (r < 0) {
 		buf_printf(answer, "%s can not be started: %s", exe, strerror(-r));
 		return r;
@@ -373,7 +378,7 @@ int upgrade_spawn(struct upgrade *u, const char *exe, char *const *argv, bool ke
 		return r;
 	}
 	u->asked = u->spawned = true;
-	log_info("upgrade_asked", "pid=%d path=%s", (int)u->child.pid, exe);
+	log_info("upgrade_asked", "path=%s%s", exe, child->starter ? " by=starter" : "");
 	buf_printf(answer, "started %s; this process (%d) serves until that one is ready", exe, (int)getpid());
 	return 0;
 }
@@ -448,7 +453,6 @@ int upgrade_new(struct upgrade **out, const char *path, int fd, char *err, size_
 	u->listen.fd = u->peer.fd = -1;
 	timer_init(&u->limit, limit_over);
 	timer_init(&u->asked_limit, asked_over);
-	upgrade_child_init(&u->child);
 	if (fd >= 0 && (!path || sock_local(fd, &has) < 0 || strcmp(has.un.sun_path, path) != 0)) {
 		close(fd);
 		fd = -1;
@@ -495,7 +499,6 @@ void upgrade_stop(struct upgrade **pu)
 		timer_remove(u->loop, &u->limit);
 		timer_remove(u->loop, &u->asked_limit);
 		loop_del(u->loop, &u->listen);
-		upgrade_child_deinit(&u->child, u->loop);
 	}
 	if (u->listen.fd >= 0)
 		close(u->listen.fd);

@@ -29,6 +29,7 @@
 #define UPGRADE_WAIT_MS 10000u	 /* a new process waits for the running one to be asked */
 
 struct upgrade;
+struct upgrade_child;
 
 struct upgrade_hooks {
 	/* Adds what is to be handed over to set, as borrowed descriptors. 0 or -ENOMEM. */
@@ -56,11 +57,8 @@ int upgrade_start(struct upgrade *u, struct loop *loop, const struct upgrade_hoo
  * for a new process; -errno: refused, and all is as it was.
  */
 int upgrade_ask(struct upgrade *u, struct buf *answer);
-/*
- * The same, and the new process is started by us: exe with argv and -u. The
- * capabilities that we have go with it. 0: begun. conf: what -c names, for the text.
- */
-int upgrade_spawn(struct upgrade *u, const char *exe, char *const *argv, bool keep_output, struct buf *answer);
+/* The same, and the new process is the child, which we start (control/upgrade_spawn.h). 0: begun. */
+int upgrade_spawn(struct upgrade *u, struct upgrade_child *child, bool keep_output, struct buf *answer);
 
 /* A new process has been given sockets and is not there yet: nothing may change under it. */
 bool upgrade_busy(const struct upgrade *u);

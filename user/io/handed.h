@@ -15,6 +15,7 @@ enum handed_kind {
 	HANDED_UPGRADE = 4,  /* the socket that upgrades are asked for on */
 	HANDED_PIN_LOCK = 5, /* name: the pin directory */
 	HANDED_COUNTS = 6,   /* a file: control/counts.h */
+	HANDED_PID_FILE = 7, /* name: its path; the lock on it goes along */
 };
 
 #define HANDED_OWNS_PATH 1u /* a unix socket's file goes with it */

@@ -3,7 +3,7 @@
 import signal
 
 from . import build
-from .process import Process
+from .process import Process, kill_pid, pid_alive
 from .sluice import environment
 from .wait import wait_until
 
@@ -56,6 +56,16 @@ class Line:
             assert status == 0, f"the old process {p.pid} ended with {status}\n{p.text()}"
         self.before = []
 
+    def pid_in_file(self):
+        with open(self.d.top["pid_file"]) as f:
+            return int(f.read())
+
     def end(self):
         for p in self.before + self.others:
             p.kill()
+        try:
+            pid = self.pid_in_file()
+        except (KeyError, FileNotFoundError, ValueError):
+            return
+        if pid != self.d.pid and pid_alive(pid):  # one that went to the background
+            kill_pid(pid)
