@@ -37,6 +37,17 @@ def test_an_upgrade_that_the_backend_ignores_is_a_plain_exchange(proxy):
         assert c.get("/bytes/8").length == 8
 
 
+@pytest.mark.parametrize("offered, taken, status", [("echo", "Echo", 101), ("one, echo/2", "echo/2", 101), ("one, two", "two, one", 101),
+                                                    ("echo", "other", 502), ("echo", "echo/2", 502), ("echo", "echo, other", 502),
+                                                    ("echo", "h2c", 502), ("echo", "", 502)])
+def test_a_101_may_switch_to_what_was_offered_only(sluice, backend, offered, taken, status):
+    b = backend(SWITCH.replace(b"Upgrade: echo", b"Upgrade: " + taken.encode()))
+    d = sluice([b.address])
+    with d.client() as c:
+        c.send(request_bytes(fields={"Connection": "Upgrade", "Upgrade": offered}))
+        assert c.read_response().status == status
+
+
 def test_the_client_ends_its_direction_first(sluice, backend):
     got = []
 

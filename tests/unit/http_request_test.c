@@ -149,6 +149,12 @@ static const struct refuse {
 	{ "IPv6 empty", STR(GET "Host: []\r\n\r\n"), 400 },
 	{ "bad Host beside absolute-form", STR("GET http://a/ HTTP/1.1\r\nHost: b@c\r\n\r\n"), 400 },
 
+	/* names that a gateway in the manner of CGI takes for others */
+	{ "RFC 3875 4.1.18 Content_Length", STR("POST / HTTP/1.1\r\n" H "Content_Length: 7\r\n\r\n"), 400 },
+	{ "RFC 3875 4.1.18 Transfer_Encoding", STR("POST / HTTP/1.1\r\n" H "TRANSFER_ENCODING: chunked\r\n\r\n"), 400 },
+	{ "RFC 3875 4.1.18 X_Forwarded-For", STR(GET H "X_Forwarded-For: 192.0.2.1\r\n\r\n"), 400 },
+	{ "RFC 3875 4.1.18 X-Forwarded_Host", STR(GET H "x-forwarded_host: b\r\n\r\n"), 400 },
+
 	/* field lines */
 	{ "RFC 9112 5.1 space before the colon", STR(GET H "Content-Length : 5\r\n\r\n"), 400 },
 	{ "HTAB before the colon", STR(GET H "Transfer-Encoding\t: chunked\r\n\r\n"), 400 },

@@ -162,7 +162,7 @@ static const char *step_trailer_name(struct http_chunked *c, struct filter *f)
 		c->phase = HTTP_CHUNK_TRAILER_NAME;
 	} else if (ch == ':') {
 		/* A name that filled the space is longer than any we refuse. */
-		if (name.n < sizeof(c->name) && refused_in_trailer[http_field_id(name)])
+		if (name.n < sizeof(c->name) && refused_in_trailer[field_id_of_gateway(name)])
 			return "field that must not be a trailer";
 		c->phase = HTTP_CHUNK_TRAILER_VALUE;
 		take(c, f, 1);

@@ -166,6 +166,24 @@ static struct str upgrade_value(const struct http_head *head, const struct field
 	return value;
 }
 
+bool http_upgrade_was_offered(struct str offered, struct str taken)
+{
+	struct str item;
+
+	if (!taken.n)
+		return false;
+	while (list_next(&taken, &item)) {
+		struct str rest = offered, one;
+		bool found = false;
+
+		while (!found && list_next(&rest, &one))
+			found = str_ieq(one, item);
+		if (!found)
+			return false;
+	}
+	return true;
+}
+
 int head_read_connection(struct http_head *head, const struct field_index *ix, struct http_verdict *v)
 {
 	struct connection_options o = { 0 };

@@ -170,6 +170,9 @@ int http_parse_response(const char *p, size_t n, size_t *scan, const struct http
 /* True for uri-host [ ":" port ] (RFC 3986 3.2.2), not empty; no userinfo, no IPvFuture. */
 bool http_host_is_valid(struct str host);
 
+/* True when every protocol a 101 switches to was offered: it may not be another (RFC 9110 7.8). */
+bool http_upgrade_was_offered(struct str offered, struct str taken);
+
 /* ---- chunked bodies ------------------------------------------------- */
 
 /*

@@ -131,6 +131,26 @@ static int read_host(struct http_head *head, const struct field_index *ix, struc
 	return 0;
 }
 
+/* A Transfer_Encoding or X_Forwarded_For is another name to us and the same one to many a backend: smuggled past. */
+static int refuse_lookalikes(struct http_head *head, struct http_verdict *v)
+{
+	for (unsigned i = 0; i < head->nfields; i++) {
+		if (head->fields[i].id != HTTP_F_OTHER)
+			continue;
+		switch (field_id_of_gateway(head->fields[i].name)) {
+		case HTTP_F_CONTENT_LENGTH:
+		case HTTP_F_TRANSFER_ENCODING:
+		case HTTP_F_X_FORWARDED_FOR:
+		case HTTP_F_X_FORWARDED_PROTO:
+		case HTTP_F_X_FORWARDED_HOST:
+			return head_bad(v, 400, "field name with _ where - belongs");
+		default:
+			break;
+		}
+	}
+	return 0;
+}
+
 static int read_expect(struct http_head *head, const struct field_index *ix, struct http_verdict *v)
 {
 	head->expect_continue = false;
@@ -184,8 +204,8 @@ static int parse_request(struct cursor *c, unsigned fields_max, int arg _unused_
 	head->method_id = http_method_id(head->method);
 	if ((r = read_target(head, v)) || (r = head_take_fields(c, fields_max, head, &ix, v)))
 		return r;
-	if ((r = head_read_framing(head, &ix, v)) || (r = head_read_connection(head, &ix, v)) ||
-	    (r = read_host(head, &ix, v)) || (r = read_expect(head, &ix, v)) || (r = read_max_forwards(head, &ix, v)))
+	if ((r = refuse_lookalikes(head, v)) || (r = head_read_framing(head, &ix, v)) ||
+	    (r = head_read_connection(head, &ix, v)) || (r = read_host(head, &ix, v)) || (r = read_expect(head, &ix, v)) || (r = read_max_forwards(head, &ix, v)))
 		return r;
 	read_te(head, &ix);
 	/* RFC 9110 9.3.8: a client MUST NOT send content in a TRACE request. */

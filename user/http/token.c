@@ -166,6 +166,17 @@ enum http_field_id http_field_id(struct str name)
 	return HTTP_F_OTHER;
 }
 
+enum http_field_id field_id_of_gateway(struct str name)
+{
+	char z[24];
+
+	if (name.n > sizeof(z) || !memchr(name.p, '_', name.n))
+		return http_field_id(name);
+	for (size_t i = 0; i < name.n; i++)
+		z[i] = name.p[i] == '_' ? '-' : name.p[i];
+	return http_field_id((struct str){ z, name.n });
+}
+
 static bool ipv6_is_valid(struct str s)
 {
 	char z[INET6_ADDRSTRLEN];

@@ -60,6 +60,12 @@ static inline size_t span_value(const char *p, size_t n)
 	return i + span_of(p + i, n - i, CH_VALUE);
 }
 
+/*
+ * The id that a gateway in the manner of CGI (RFC 3875 4.1.18) gives a name:
+ * '_' and '-' are the same to it.
+ */
+enum http_field_id field_id_of_gateway(struct str name);
+
 static inline bool is_ows(char c)
 {
 	return c == ' ' || c == '\t';

@@ -212,7 +212,7 @@ static int render_head(struct session *s, const struct http_head *h)
 		exchange_client_ip(s, ip);
 		rw.client_ip = str_from(ip);
 	}
-	x->upgrade_asked = rw.pass_upgrade;
+	x->upgrade = rw.pass_upgrade ? h->upgrade : STR_NONE;
 	return http_write_request(&x->head, h, &rw);
 }
 

@@ -88,7 +88,7 @@ static bool begin_tunnel(struct session *s, const struct http_head *h)
 					    .via = x->site->site->via[s->listener->index] };
 	size_t sent = x->response.head_sent;
 
-	if (!x->upgrade_asked || h->upgrade.n == 0 || !x->request_done) {
+	if (!http_upgrade_was_offered(x->upgrade, h->upgrade) || !x->request_done) {
 		exchange_fail(s, 502, END_UPSTREAM_BAD, "101 that was not asked for");
 		return false;
 	}

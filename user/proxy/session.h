@@ -53,7 +53,7 @@ struct exchange {
 	enum http_method method_id;
 	uint8_t client_minor;
 	bool expect_continue, keep_alive, idempotent;
-	bool upgrade_asked;
+	struct str upgrade; /* what was offered to the backend; empty: nothing */
 	bool last; /* the client's connection ends after this response */
 	enum http_framing framing;
 	uint64_t length;
