@@ -43,6 +43,16 @@ static bool tls_in_kernel(const struct conn *c, unsigned direction)
 	return !c->tls || (tls_kernel(c->tls) & direction);
 }
 
+static bool pipe_open(struct worker *w, int fd[2])
+{
+	if (!descriptors_take(&w->fds, 2))
+		return false;
+	if (pipe2(fd, O_NONBLOCK | O_CLOEXEC) == 0)
+		return true;
+	descriptors_give(&w->fds, 2);
+	return false;
+}
+
 static bool pipe_take(struct body *b)
 {
 	struct worker *w = b->worker;
@@ -53,7 +63,7 @@ static bool pipe_take(struct body *b)
 		w->pipes_n--;
 		b->splice.fd[0] = w->pipes[w->pipes_n][0];
 		b->splice.fd[1] = w->pipes[w->pipes_n][1];
-	} else if (fault_hit(FAULT_PIPE) || pipe2(b->splice.fd, O_NONBLOCK | O_CLOEXEC) < 0) {
+	} else if (fault_hit(FAULT_PIPE) || !pipe_open(w, b->splice.fd)) {
 		b->splice.fd[0] = b->splice.fd[1] = -1;
 		body_refuse(b, "no pipe could be made", &w->counters->fallback_no_pipe);
 		return false;
@@ -79,6 +89,7 @@ static void pipe_give(struct body *b)
 	} else {
 		close(b->splice.fd[0]);
 		close(b->splice.fd[1]);
+		descriptors_give(&w->fds, 2);
 	}
 	b->splice.fd[0] = b->splice.fd[1] = -1;
 }

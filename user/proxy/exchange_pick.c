@@ -116,6 +116,11 @@ bool exchange_pick(struct session *s)
 			return true;
 		}
 		x->up = NULL;
+		if ((r == -EMFILE || r == -ENFILE) && worker_spare(w)) {
+			backend_unref(b);
+			x->attempts--;
+			continue;
+		}
 		/* Want of descriptors or memory is ours, not the backend's. */
 		if (r == -EMFILE || r == -ENFILE || r == -ENOMEM || r == -ENOBUFS || r == -EADDRNOTAVAIL) {
 			log_warn("connect_failed", "upstream=%s backend=%s errno=%d reason=\"%s\"", b->upstream, b->text,

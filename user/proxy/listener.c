@@ -32,6 +32,20 @@ static void accept_failed(struct listener *l, int err)
 	pause_accepting(l);
 }
 
+/* Room for one more client and its backend, if need be by ending what nobody waits for. */
+static bool take_descriptors(struct listener *l)
+{
+	struct worker *w = l->worker;
+
+	while (!descriptors_take(&w->fds, DESCRIPTORS_SESSION))
+		if (!worker_spare(w) && !session_end_idle(w)) {
+			atomic_store_explicit(&w->fds.all->wanted, true, memory_order_relaxed);
+			descriptors_settle(&w->fds);
+			return false;
+		}
+	return true;
+}
+
 /* True when the queue may hold more. */
 static bool accept_turn(struct listener *l)
 {
@@ -45,12 +59,18 @@ static bool accept_turn(struct listener *l)
 			pause_accepting(l);
 			return false;
 		}
+		if (!take_descriptors(l)) {
+			pause_accepting(l);
+			return false;
+		}
 		if (fault_hit(FAULT_ACCEPT)) {
+			descriptors_give(&l->worker->fds, DESCRIPTORS_SESSION);
 			accept_failed(l, EMFILE);
 			return false;
 		}
 		fd = accept4(l->watch.fd, &peer.sa, &peer.len, SOCK_NONBLOCK | SOCK_CLOEXEC);
 		if (fd < 0) {
+			descriptors_give(&l->worker->fds, DESCRIPTORS_SESSION);
 			if (errno == EAGAIN || errno == EWOULDBLOCK)
 				return false;
 			if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
@@ -69,6 +89,7 @@ static bool accept_turn(struct listener *l)
 		if (session_new(l->worker, l, fd, &peer) < 0) {
 			worker_session_count(l->worker, 0);
 			listener_session_closed(l);
+			descriptors_give(&l->worker->fds, DESCRIPTORS_SESSION);
 			COUNT(l->worker, accept_failures);
 		}
 	}
@@ -183,6 +204,6 @@ void listener_session_closed(struct listener *l)
 	l->sessions--;
 	if (!l->accepting && l->sessions == 0)
 		listener_free(l);
-	else if (l->accepting && l->paused && l->conf->limits.connections)
+	else if (l->accepting && l->paused)
 		timer_set(l->worker->loop, &l->retry, loop_now(l->worker->loop));
 }

@@ -35,6 +35,7 @@ struct proxy {
 	unsigned n;
 	bool draining;
 	struct proxy_change *first; /* until proxy_accept */
+	struct descriptors fds; /* for connections */
 	int drained_fd;
 	atomic_uint drained; /* workers */
 	atomic_int access_log;
@@ -299,6 +300,11 @@ int proxy_start(struct proxy *p, struct lb *lb, char *err, size_t errlen)
 	return 0;
 }
 
+struct descriptors *proxy_descriptors(struct proxy *p)
+{
+	return &p->fds;
+}
+
 struct kern_listen *proxy_listen(struct proxy *p)
 {
 	return p->listen;
@@ -323,11 +329,23 @@ static void spread_connections(struct proxy *p)
 	}
 }
 
+#define DESCRIPTORS_FEW 256
+
+static void share_descriptors(struct proxy *p)
+{
+	long n = descriptors_init(&p->fds, p->n);
+
+	if (n < DESCRIPTORS_FEW)
+		log_warn("descriptors", "for_connections=%ld clients_at_once=%ld reason=\"RLIMIT_NOFILE is low; further clients wait\"",
+			 n, n / (long)DESCRIPTORS_SESSION);
+}
+
 void proxy_accept(struct proxy *p)
 {
 	struct proxy_change *first = p->first;
 
 	p->first = NULL;
+	share_descriptors(p);
 	addresses_listen(&p->addresses);
 	change_send(first);
 	spread_connections(p);

@@ -27,6 +27,8 @@
 #include "proxy/worker.h"
 
 #define HEAD_READ 4096u
+#define END_IDLE_AFTER_MS 100u	 /* so long a client may take to say what it wants */
+#define END_IDLE_LOOK 256u	 /* sessions to choose from: the longest here come first */
 #define DRAIN_FIRST_MS 1000u /* for a first request, when the process stops */
 
 static const char *const state_names[] = {
@@ -117,6 +119,7 @@ void session_close(struct session *s, bool abort)
 	timer_remove(s->worker->loop, &s->timer);
 	flow_sock_remove(&s->flow);
 	conn_deinit(&s->client, abort);
+	descriptors_give(&s->worker->fds, DESCRIPTORS_SESSION);
 	buf_deinit(&s->in);
 	list_unlink(&s->link);
 	worker_session_count(s->worker, -1);
@@ -371,6 +374,39 @@ void session_drain(struct session *s)
 	/* Somebody who has just connected is about to ask. */
 	if (s->state == SESSION_HEAD && s->in.len == 0 && s->requests == 0)
 		timer_set(s->worker->loop, &s->timer, loop_now(s->worker->loop) + DRAIN_FIRST_MS * NS_PER_MS);
+}
+
+/* Waits for a request of which nothing has come, and may be ended here and now. */
+static bool is_idle(const struct session *s)
+{
+	char c;
+
+	/* A listener that accepts no more goes with its last session, and whoever walks the listeners may be on it. */
+	if (s->state != SESSION_HEAD || s->in.len || s->client.failed || !s->listener->accepting)
+		return false;
+	return recv(s->client.watch.fd, &c, 1, MSG_PEEK | MSG_DONTWAIT) < 0 && errno == EAGAIN;
+}
+
+bool session_end_idle(struct worker *w)
+{
+	uint64_t before = loop_now(w->loop) - END_IDLE_AFTER_MS * NS_PER_MS;
+	struct session *oldest = NULL;
+	unsigned looked = 0;
+	struct list *it, *next;
+
+	list_for_each_safe(it, next, &w->sessions) {
+		struct session *s = list_entry(it, struct session, link);
+
+		if (++looked > END_IDLE_LOOK)
+			break;
+		if (s->since < before && (!oldest || s->since < oldest->since) && is_idle(s))
+			oldest = s;
+	}
+	if (!oldest)
+		return false;
+	COUNT(w, idle_closed);
+	session_close(oldest, false);
+	return true;
 }
 
 int session_new(struct worker *w, struct listener *l, int fd, const struct sock_addr *peer)

@@ -130,5 +130,11 @@ void session_kill(struct session *s, enum session_end why);
 /* The worker drains and wants idle sessions gone: ends it if it waits for a request and none has arrived. */
 void session_drain(struct session *s);
 
+/*
+ * Ends the session that has been without a request for longest, of those where
+ * none is on its way, to make room for another. False: there is none.
+ */
+bool session_end_idle(struct worker *w);
+
 const char *session_end_name(enum session_end e);
 bool session_end_is_error(enum session_end e);

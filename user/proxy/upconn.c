@@ -42,6 +42,14 @@ static struct pool *pool_get(struct worker *w, struct backend *b)
 	return p;
 }
 
+static void pool_drop_empty(struct pool *p)
+{
+	if (!p || p->n)
+		return;
+	list_unlink(&p->link);
+	free(p);
+}
+
 /* Takes u out of its pool; the backend's other idle connections keep the pool alive. */
 static void pool_leave(struct upconn *u)
 {
@@ -50,10 +58,9 @@ static void pool_leave(struct upconn *u)
 	list_unlink(&u->idle);
 	u->pool = NULL;
 	u->worker->pool_idle--;
-	if (--p->n == 0) {
-		list_unlink(&p->link);
-		free(p);
-	}
+	descriptors_give(&u->worker->fds, 1);
+	p->n--;
+	pool_drop_empty(p);
 }
 
 static void upconn_free(struct defer *d)
@@ -227,7 +234,9 @@ void upconn_release(struct upconn *u, const struct conf_upstream *c)
 		return;
 	}
 	p = share ? pool_get(w, u->backend) : NULL;
-	if (!p || p->n >= share) {
+	/* Until now the session's second descriptor stood for it. */
+	if (!p || p->n >= share || !descriptors_take(&w->fds, 1)) {
+		pool_drop_empty(p);
 		upconn_close(u, false);
 		return;
 	}
@@ -253,6 +262,18 @@ void upconn_sweep(struct worker *w, uint64_t now)
 			while (n-- && list_entry(p->idle.prev, struct upconn, idle)->idle_until <= now)
 				upconn_close(list_entry(p->idle.prev, struct upconn, idle), false);
 		}
+}
+
+bool upconn_close_one(struct worker *w)
+{
+	for (size_t i = 0; w->pool_idle && i < WORKER_POOL_BUCKETS; i++)
+		if (!list_empty(&w->pools[i])) {
+			struct pool *p = list_entry(w->pools[i].next, struct pool, link);
+
+			upconn_close(list_entry(p->idle.prev, struct upconn, idle), false);
+			return true;
+		}
+	return false;
 }
 
 void upconn_close_idle(struct worker *w)

@@ -58,3 +58,5 @@ void upconn_close(struct upconn *u, bool abort);
 /* Closes what has been idle for too long. */
 void upconn_sweep(struct worker *w, uint64_t now);
 void upconn_close_idle(struct worker *w);
+/* Closes an idle one; false: there is none. */
+bool upconn_close_one(struct worker *w);

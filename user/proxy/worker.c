@@ -11,6 +11,7 @@
 #include "proxy/access_log.h"
 #include "proxy/exchange.h"
 #include "proxy/listener.h"
+#include "proxy/session.h"
 #include "proxy/session_slab.h"
 #include "proxy/proxy.h"
 #include "proxy/worker_inner.h"
@@ -93,6 +94,31 @@ static void give_up_waiting(struct worker *w, uint64_t now)
 	w->given_look_ns = now + HANDSHAKE_MS * NS_PER_MS;
 }
 
+bool worker_spare(struct worker *w)
+{
+	if (w->pipes_n) {
+		w->pipes_n--;
+		close(w->pipes[w->pipes_n][0]);
+		close(w->pipes[w->pipes_n][1]);
+		descriptors_give(&w->fds, 2);
+		return true;
+	}
+	return upconn_close_one(w);
+}
+
+#define LEND_PER_TICK 16
+
+/* Another worker has clients waiting for descriptors: what nobody uses here is theirs. */
+static void lend_descriptors(struct worker *w)
+{
+	if (!atomic_load_explicit(&w->fds.all->wanted, memory_order_relaxed) ||
+	    !atomic_exchange(&w->fds.all->wanted, false))
+		return;
+	for (unsigned i = 0; i < LEND_PER_TICK && (worker_spare(w) || session_end_idle(w)); i++)
+		;
+	descriptors_settle(&w->fds);
+}
+
 static void worker_tick(struct timer *t)
 {
 	struct worker *w = container_of(t, struct worker, tick);
@@ -100,6 +126,7 @@ static void worker_tick(struct timer *t)
 
 	upconn_sweep(w, now);
 	access_log_flush(w);
+	lend_descriptors(w);
 	give_back(w, now);
 	give_up_waiting(w, now);
 	timer_set(w->loop, t, now + TICK_MS * NS_PER_MS);
@@ -119,6 +146,7 @@ int worker_init(struct worker *w, struct proxy *p, unsigned index, struct kern *
 	w->counters = kern_counters(k, index);
 	w->load = kern_listen_load(proxy_listen(p), index);
 	w->flow_watch.fd = -1;
+	w->fds.all = proxy_descriptors(p);
 	list_init(&w->listeners);
 	list_init(&w->sessions);
 	for (size_t i = 0; i < WORKER_POOL_BUCKETS; i++)

@@ -20,6 +20,7 @@
 #include "kern/flow.h"
 #include "lb/lb.h"
 #include "lb/retry.h"
+#include "proxy/descriptors.h"
 
 #define WORKER_PIPES_MAX 64
 #define WORKER_POOL_BUCKETS 64
@@ -77,6 +78,7 @@ struct worker {
 	struct retry_budget retries;
 	struct timer tick; /* once a second: pool, log */
 
+	struct descriptors_share fds;
 	int pipes[WORKER_PIPES_MAX][2]; /* empty ones, for the splice engine */
 	unsigned pipes_n, pipes_out; /* in the pool; lent to bodies */
 
@@ -111,6 +113,9 @@ static inline void worker_connection_came(struct worker *w)
 	if ((int32_t)(__atomic_load_n(&w->load->given, __ATOMIC_RELAXED) - w->came) > 0)
 		w->came++;
 }
+
+/* Ends one thing that nobody waits for: a spare pipe, an idle connection to a backend. False: there is none. */
+bool worker_spare(struct worker *w);
 
 struct worker_site *worker_site_ref(struct worker_site *s);
 void worker_site_unref(struct worker_site *s);

@@ -18,6 +18,7 @@ void worker_drain(struct worker *w, bool close_idle);
 void worker_end(struct worker *w);
 
 /* proxy.c: who spreads new connections over the workers. */
+struct descriptors *proxy_descriptors(struct proxy *p);
 struct kern_listen *proxy_listen(struct proxy *p);
 /* proxy.c: the worker's last session has ended while draining. */
 void proxy_worker_drained(struct proxy *p);
