@@ -202,3 +202,11 @@ int sock_local(int fd, struct sock_addr *out)
 	out->len = sizeof(out->ss);
 	return getsockname(fd, &out->sa, &out->len) < 0 ? -errno : 0;
 }
+
+uint32_t sock_mss(int fd)
+{
+	int mss = 0;
+	socklen_t n = sizeof(mss);
+
+	return getsockopt(fd, IPPROTO_TCP, TCP_MAXSEG, &mss, &n) == 0 && mss > 0 ? (uint32_t)mss : 0;
+}

@@ -44,3 +44,5 @@ int sock_error(int fd);
 void sock_abort_on_close(int fd);
 bool sock_is_tcp(const struct sock_addr *a);
 int sock_local(int fd, struct sock_addr *out);
+/* The largest segment that a TCP socket sends, headers not counted (tcp_current_mss); 0 when it can not be told. */
+uint32_t sock_mss(int fd);

@@ -182,12 +182,12 @@ void body_refuse(struct body *b, const char *why, __u64 *counter)
 
 /*
  * Whether splice should begin: the run could go by sockmap, but nothing is known
- * yet of how its bytes come. A tunnel's come in small pieces; a source that is in
- * the kernel's table can not be spliced.
+ * yet of how its bytes come. A source that is in the kernel's table can not be
+ * spliced any more.
  */
 static bool bulk_first(struct body *b)
 {
-	if (!b->worker->flows || b->tunnel || b->src->tls || b->dst->tls || b->src_unix || b->dst_unix ||
+	if (!b->worker->flows || b->src->tls || b->dst->tls || b->src_unix || b->dst_unix ||
 	    flow_sock_inserted(b->src_flow, FLOW_SOURCE))
 		return false;
 	body_refuse(b, "splice is cheaper for what comes in bulk", &b->worker->counters->fallback_bulk);

@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "base/fault.h"
+#include "io/sock.h"
 #include "io/tls.h"
 #include "proxy/body.h"
 #include "proxy/worker.h"
@@ -28,11 +29,13 @@
 #define TURN_BYTES (4u << 20)
 
 /*
- * A source that runs dry so many times in a row, and brings no more than so
- * much each time, while the target takes everything: two splices, an
- * epoll_wait and a change of context are then dearer than the worker that the
- * kernel wakes for a redirected buffer. Not at a high rate: that is a stream of
- * small packets, which splice joins to large ones and a redirect sends as they are.
+ * A source that runs dry so many times in a row, and brings little each time,
+ * while the target takes everything: two splices, an epoll_wait and a change
+ * of context are then dearer than the worker that the kernel wakes for a redirected
+ * buffer. Little is what fits one packet to the target: that worker sends page by
+ * page, and where packets are smaller than what it sends, each page goes out
+ * in packets of its own. Not at a high rate: that is a stream of small packets,
+ * which splice joins to large ones.
  */
 #define RHYTHM_WAITS 16
 #define RHYTHM_BYTES (32u << 10)
@@ -165,7 +168,8 @@ static enum body_result source_dry(struct body *b, uint64_t bytes)
 	else
 		r->bytes += bytes;
 	if (++r->waits > RHYTHM_WAITS) {
-		r->slow = r->bytes <= RHYTHM_WAITS * RHYTHM_BYTES && r->bytes * NS_PER_S < RHYTHM_RATE * (now - r->since_ns);
+		r->slow = r->bytes <= RHYTHM_WAITS * MIN_OF(RHYTHM_BYTES, sock_mss(b->dst->watch.fd)) &&
+			  r->bytes * NS_PER_S < RHYTHM_RATE * (now - r->since_ns);
 		r->waits = 0;
 	}
 	return BODY_WAIT;
