@@ -39,6 +39,8 @@ const volatile __u8 trim_enabled = 1; /* 0 only in the test that shows what the 
 #define TRIM_MAX 4095	    /* sk_skb_adjust_room: at most 12 bits a call */
 #define TRIM_ROUNDS 20	    /* 80 KB: more than one buffer holds without BIG TCP */
 #define RECENT_MAX (256u << 10)
+#define RATE_NS 50000000ull /* the target's rate is taken over at least so long */
+#define RATE_MAX (1u << 30)
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -166,6 +168,24 @@ static __always_inline int window_closing(const struct tcp_sock *src)
 	return waiting > 0 && size - waiting - held < (__s32)(2 * mss);
 }
 
+/* What the target acknowledges in a millisecond: up at once, down by quarters, so that a pause does not cost a fast one its window. */
+static __always_inline __u32 rate_of(struct sluice_flow *f, __u32 una)
+{
+	__u64 now = bpf_ktime_get_ns(), past = now - f->rate_since_ns, r;
+
+	if (f->rate_since_ns && past < RATE_NS)
+		return f->rate;
+	if (f->rate_since_ns) {
+		r = (__u64)(una - f->rate_una) * 1000000 / past + 1;
+		if (r > RATE_MAX)
+			r = RATE_MAX;
+		f->rate = r > f->rate ? (__u32)r : f->rate - f->rate / 4 + (__u32)r / 4;
+	}
+	f->rate_since_ns = now;
+	f->rate_una = una;
+	return f->rate;
+}
+
 SEC("sk_skb")
 int splice_verdict(struct __sk_buff *skb)
 {
@@ -258,6 +278,8 @@ int splice_verdict(struct __sk_buff *skb)
 		f->redirected = 0;
 		f->base_valid = 0;
 		f->outstanding = 0;
+		f->rate_since_ns = 0;
+		f->rate = 0;
 		barrier();
 		f->seen_epoch = epoch;
 	}
@@ -301,7 +323,7 @@ int splice_verdict(struct __sk_buff *skb)
 		__s32 unsent = (__s32)(write_seq - dst->snd_nxt), backlog;
 		__u8 state = dst->inet_conn.icsk_inet.sk.__sk_common.skc_state;
 		__s32 queued = dst->inet_conn.icsk_inet.sk.sk_wmem_queued, sndbuf = dst->inet_conn.icsk_inet.sk.sk_sndbuf;
-		__u32 window = f->window;
+		__u32 window = f->window, una = dst->snd_una;
 		__u64 held;
 
 		bpf_sk_release(dst_sk);
@@ -321,6 +343,7 @@ int splice_verdict(struct __sk_buff *skb)
 		lim = bpf_map_lookup_elem(&limits, &zero);
 		if (lim && lim->window_max < window)
 			window = lim->window_max;
+		window = sluice_window(window, rate_of(f, una));
 		f->outstanding = (__u32)backlog;
 		held = (__u64)(__u32)unsent + memory_of(f, (__u32)backlog + len, truesize, len);
 		if (backlog + unsent > 0 && (held > window || queued + backlog >= sndbuf)) {

@@ -13,7 +13,7 @@
 #include <linux/types.h>
 #endif
 
-#define SLUICE_ABI_VERSION 1
+#define SLUICE_ABI_VERSION 2
 #define SLUICE_ABI_MAGIC 0x65636975756c7300ull
 
 /* meta: array of one. Written by the process that made the pins. */
@@ -79,6 +79,27 @@ struct sluice_counters {
 #define SLUICE_UNTIL_EOF 0xffffffffffffffffull
 
 /*
+ * A flow's window is what its target takes in so many milliseconds, between the
+ * least and the configured one: a fast target is not throttled, and many slow
+ * ones do not hold a window each.
+ */
+#define SLUICE_WINDOW_MS 512
+#define SLUICE_WINDOW_LEAST (128u << 10)
+#define SLUICE_WINDOW_FIRST (1u << 20) /* at most, as long as the target's rate is not known */
+
+/* most: the configured window, or less as the memory is used up; rate: of struct sluice_flow. Bytes. */
+static inline __u32 sluice_window(__u32 most, __u32 rate)
+{
+	__u32 w = SLUICE_WINDOW_FIRST;
+
+	if (rate >= most / SLUICE_WINDOW_MS)
+		return most;
+	if (rate)
+		w = rate * SLUICE_WINDOW_MS < SLUICE_WINDOW_LEAST ? SLUICE_WINDOW_LEAST : rate * SLUICE_WINDOW_MS;
+	return w < most ? w : most;
+}
+
+/*
  * One direction: bytes that arrive on the source socket of this slot go to
  * `target`. "moved" = redirected + forwarded, both counted from the arming.
  *
@@ -116,8 +137,12 @@ struct sluice_flow {
 	__u8 base_valid; /* base_seq was taken for seen_epoch */
 	__u8 broken;	 /* an overlap could not be cut off; nothing more is delivered */
 	__u8 pad_bpf[5];
+	__u64 rate_since_ns; /* CLOCK_MONOTONIC: when rate_una was looked at; 0: not of seen_epoch */
+	__u32 rate_una;	     /* what the target had acknowledged then (sequence number) */
+	__u32 rate;	     /* bytes the target acknowledges in a millisecond; 0: not known yet */
+	__u64 pad_rate[6];
 };
-_Static_assert(sizeof(struct sluice_flow) == 128, "sluice_flow: one cache line per writer");
+_Static_assert(sizeof(struct sluice_flow) == 192, "sluice_flow: one cache line per writer, two for the program");
 
 enum sluice_event_kind {
 	SLUICE_EVENT_SPILL = 1, /* bytes were passed and nothing was unread before them */

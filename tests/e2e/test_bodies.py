@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from conftest import MIN_BYTES, WINDOW
+from conftest import MIN_BYTES, WINDOW, require_engine
 from lib import pattern
 from lib.backend import response
 from lib.client import Client, Ended, chunked, request_bytes
@@ -204,6 +204,43 @@ def test_a_client_that_stalls_holds_a_bounded_amount(engine, engine_sluice, back
         for at in range(0, want, MiB):
             reference.update(block[:want - at])
         assert digest.digest() == reference.digest(), "bytes changed while the client was away"
+        c.reset()
+
+
+def test_a_slow_client_holds_what_it_takes_in_half_a_second(sluice, backend):
+    """splice.window is the bound; what a flow may hold of it follows the rate at which its client takes bytes."""
+    window, body = 32 * MiB, 256 * MiB
+    sent = [0]
+    block = pattern.body(MiB)
+
+    def endless(c):
+        c.read_head()
+        c.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % body)
+        c.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 262144)
+        while sent[0] < body:
+            c.send(block)
+            sent[0] += len(block)
+
+    d = sluice([backend(endless).address], splice={"engine": "sockmap", "window": window})
+    require_engine(d, "sockmap")
+    with Client(d.address, rcvbuf=65536) as c:
+        c.send(request_bytes())
+        c.read_head()
+        got = 0
+        while got < 4 * MiB:  # at less than 4 MiB/s, so that half a second's worth is less than 2 MiB
+            c.read_exactly(65536)
+            got += 65536
+            time.sleep(0.016)
+        last, since = -1, time.monotonic()
+
+        def stands_still():
+            nonlocal last, since
+            if sent[0] != last:
+                last, since = sent[0], time.monotonic()
+            return time.monotonic() - since > 1.5
+        wait_until(stands_still, "the backend to be held up", 40)
+        held = sent[0] - got
+        assert held < 12 * MiB, f"{held} bytes are held for a client that takes less than 4 MiB in a second"
         c.reset()
 
 

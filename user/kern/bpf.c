@@ -440,6 +440,18 @@ static uint64_t tcp_memory(void)
 	return pages ? (uint64_t)pages * (uint64_t)sysconf(_SC_PAGESIZE) / 2 : UINT64_MAX;
 }
 
+static uint64_t send_buffer_max(void)
+{
+	FILE *f = fopen("/proc/sys/net/ipv4/tcp_wmem", "re");
+	unsigned long most = 0;
+
+	if (f && fscanf(f, "%*u %*u %lu", &most) != 1)
+		most = 0;
+	if (f)
+		fclose(f);
+	return most;
+}
+
 void kern_set_bounds(struct kern *k, uint64_t window, uint64_t memory)
 {
 	struct kern_splice *s = &k->splice;
@@ -451,6 +463,7 @@ void kern_set_bounds(struct kern *k, uint64_t window, uint64_t memory)
 		window = WINDOW_DEFAULT;
 	s->window = MIN_OF(MAX_OF(window, (uint64_t)WINDOW_FLOOR), (uint64_t)INT32_MAX);
 	s->memory = MIN_OF(memory, tcp_memory());
+	s->send_buffer_max = send_buffer_max();
 	kern_bounds_apply(k);
 }
 

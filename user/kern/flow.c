@@ -245,6 +245,16 @@ static bool target_crowded(struct flow *f)
 	return f->notsent > f->window / 4;
 }
 
+/* As the program has it. */
+static uint32_t window_of(const struct flow *f)
+{
+	const struct flow_group *g = f->group;
+	uint32_t window = MIN_OF((uint32_t)g->splice->window, __atomic_load_n(&g->splice->limits->window_max, __ATOMIC_RELAXED));
+	bool seen = __atomic_load_n(&shared(f)->seen_epoch, __ATOMIC_RELAXED) == f->epoch;
+
+	return sluice_window(window, seen ? __atomic_load_n(&shared(f)->rate, __ATOMIC_RELAXED) : 0);
+}
+
 static enum flow_result pump(struct flow *f)
 {
 	struct flow_group *g = f->group;
@@ -253,7 +263,7 @@ static enum flow_result pump(struct flow *f)
 	ssize_t n, k;
 	int r;
 
-	f->window = MIN_OF((uint32_t)g->splice->window, __atomic_load_n(&g->splice->limits->window_max, __ATOMIC_RELAXED));
+	f->window = window_of(f);
 	for (;;) {
 		refresh(f);
 		if (__atomic_load_n(&shared(f)->broken, __ATOMIC_RELAXED))

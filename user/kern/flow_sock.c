@@ -136,12 +136,14 @@ void sock_source_narrow(struct flow_sock *fs)
 
 /*
  * The program brakes when the send buffer has no room, so its size is the
- * burst that goes through between two brakes. Autotuning starts at a few
- * segments and would make every young connection a braked one.
+ * burst that goes through between two brakes, and what may be under way on a
+ * long path. Autotuning starts at a few segments and would make every young
+ * connection a braked one; so it gets at once what autotuning could reach. What is
+ * unsent in it is bounded by the window.
  */
-static void target_buffer(int fd, uint64_t window)
+static void target_buffer(int fd, const struct kern_splice *s)
 {
-	int size = (int)MIN_OF(MAX_OF(window, (uint64_t)TARGET_BUFFER), (uint64_t)INT32_MAX / 2);
+	int size = (int)MIN_OF(MAX_OF(MAX_OF(s->window, (uint64_t)TARGET_BUFFER), s->send_buffer_max / 2), (uint64_t)INT32_MAX / 2);
 
 	if (setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, &size, sizeof(size)) < 0)
 		(void)setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof(size));
@@ -204,7 +206,7 @@ int flow_sock_insert(struct flow_group *g, struct flow_sock *fs, int fd, unsigne
 		r = kern_map_set(g->splice->targets, cookie, &value);
 		if (r < 0)
 			return refuse(fs, FLOW_REFUSED_KERNEL, g->counters);
-		target_buffer(fd, g->splice->window);
+		target_buffer(fd, g->splice);
 		/* From here on it is in a map: only close takes it out again, whatever comes next. */
 		fs->fd = fd;
 		fs->roles |= FLOW_TARGET;

@@ -32,6 +32,7 @@ struct kern_splice {
 
 	atomic_uint armed; /* running flows */
 	uint64_t window, memory;
+	uint64_t send_buffer_max; /* what the kernel grows a TCP socket's to; 0: not known */
 };
 
 struct kern_splice *kern_splice(struct kern *k);
