@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
-/* The `counters` map, shared by all objects: state.bpf.c makes it, the others are handed its descriptor. */
+/*
+ * The `counters` map, shared by all objects: state.bpf.c makes it, the others are handed its descriptor. It may be of
+ * another process, which had fewer workers: then some of ours share an entry.
+ */
 #pragma once
 #include "vmlinux_min.h"
 #include <bpf/bpf_helpers.h>

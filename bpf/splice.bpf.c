@@ -32,6 +32,7 @@
 char _license[] SEC("license") = "Dual BSD/GPL";
 
 /* Set before loading. */
+const volatile __u32 counter_entries = 1;
 const volatile __u8 trim_enabled = 1; /* 0 only in the test that shows what the trim is for */
 
 #define TCP_ESTABLISHED 1
@@ -197,7 +198,7 @@ int splice_verdict(struct __sk_buff *skb)
 	struct sluice_limits *lim;
 	struct tcp_sock *src, *dst;
 	struct bpf_sock *dst_sk;
-	__u32 slot, worker, zero = 0, len, seq = 0, truesize = 0, copied, epoch;
+	__u32 slot, worker, entry, zero = 0, len, seq = 0, truesize = 0, copied, epoch;
 	__u64 moved, target;
 
 	/* A socket that is leaving: its slot is gone, what it still gets nobody reads. */
@@ -208,7 +209,8 @@ int splice_verdict(struct __sk_buff *skb)
 	if (!f)
 		return SK_PASS;
 	worker = f->worker;
-	c = bpf_map_lookup_elem(&counters, &worker);
+	entry = worker % counter_entries;
+	c = bpf_map_lookup_elem(&counters, &entry);
 	if (!c || !skb->sk)
 		return SK_PASS;
 	src = bpf_skc_to_tcp_sock(skb->sk);

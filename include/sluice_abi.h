@@ -66,7 +66,12 @@ struct sluice_health {
 };
 _Static_assert(sizeof(struct sluice_health) == 304, "sluice_health");
 
-/* --- counters: array, one entry per worker and one more for the control thread --- */
+/*
+ * --- counters: array; worker w and, as the last, the control thread count in entry w % entries ---
+ *
+ * Processes of an upgrade share it, so all adds are atomic, and what counts is the sum over the entries. A new map
+ * has room for as many workers as there are processors.
+ */
 
 struct sluice_counters {
 #define X(name, help) __u64 name;

@@ -56,7 +56,7 @@ struct app {
 	struct upgrade_child next;
 	char *pid_path; /* as it was at the start; a reload does not move it */
 	int pid_fd, pid_next; /* ours; the one before us's, until we serve */
-	int counts_fd; /* lent to an upgrade under way */
+	struct counts *counts;
 	int cancel_fd;	/* readable when we are told to end, while there is no loop yet */
 	bool take_over; /* -u */
 	bool owner;	/* pins and the files of sockets are this process's to remove */
@@ -187,6 +187,7 @@ static void disown(struct app *a)
 static void give_to_next(struct app *a)
 {
 	disown(a);
+	counts_handed_over(a->counts);
 	if (a->pid_fd >= 0)
 		close(a->pid_fd);
 	a->pid_fd = -1;
@@ -208,13 +209,6 @@ static void stop_gracefully(struct app *a)
 
 /* ---- handing over; each is a hook of control/upgrade.h ---- */
 
-static void forget_counts(struct app *a)
-{
-	if (a->counts_fd >= 0)
-		close(a->counts_fd);
-	a->counts_fd = -1;
-}
-
 static int upgrade_collect(void *ctx, struct handed *set)
 {
 	struct app *a = ctx;
@@ -228,19 +222,14 @@ static int upgrade_collect(void *ctx, struct handed *set)
 		r = handed_add(set, kern_lock_fd(a->kern), HANDED_PIN_LOCK, 0, a->conf->pin_dir);
 	if (r == 0 && a->pid_fd >= 0)
 		r = handed_add(set, a->pid_fd, HANDED_PID_FILE, 0, a->pid_path);
-	forget_counts(a);
-	a->counts_fd = counts_file();
-	if (r == 0 && a->counts_fd >= 0)
-		r = handed_add(set, a->counts_fd, HANDED_COUNTS, 0, "");
-	return r;
+	return r == 0 ? counts_offer(a->counts, set) : r;
 }
 
 static void upgrade_ready(void *ctx)
 {
 	struct app *a = ctx;
 
-	if (a->counts_fd >= 0 && counts_write(a->lb, a->counts_fd) < 0)
-		log_warn("upgrade", "reason=\"counters could not be handed over\"");
+	counts_ready(a->counts);
 }
 
 static void upgrade_handed_over(void *ctx, pid_t pid)
@@ -258,7 +247,7 @@ static void upgrade_went_wrong(void *ctx)
 {
 	struct app *a = ctx;
 
-	forget_counts(a);
+	counts_failed(a->counts);
 	kern_repin(a->kern);
 }
 
@@ -526,6 +515,10 @@ static int start(struct app *a, bool complete, char *why, size_t n)
 	}
 	if (proxy_start(a->proxy, a->lb, why, n) < 0)
 		return -1;
+	if (counts_new(&a->counts, a->loop, a->kern, a->lb, a->proxy) < 0) {
+		snprintf(why, n, "out of memory");
+		return -1;
+	}
 	struct control_hooks hooks = { .reload = reload, .upgrade = upgrade_verb, .ctx = a };
 	struct upgrade_hooks upgrades = {
 		.collect = upgrade_collect, .ready = upgrade_ready,
@@ -542,7 +535,7 @@ static int start(struct app *a, bool complete, char *why, size_t n)
 	}
 	if (a->takeover && takeover_ready(a->takeover, a->cancel_fd, why, n) < 0)
 		return -1;
-	counts_read(a->lb, handed_take(&a->handed, HANDED_COUNTS, NULL));
+	counts_take(a->counts, &a->handed);
 	a->owner = true;
 	proxy_accept(a->proxy);
 	if (a->takeover)
@@ -583,10 +576,11 @@ static void finish(struct app *a, const char *why)
 	else if (!a->owner)
 		disown(a);
 	upgrade_stop(&a->upgrade);
-	forget_counts(a);
 	upgrade_child_deinit(&a->next, a->loop);
 	control_stop(&a->control);
+	counts_end(a->counts);
 	proxy_stop(&a->proxy);
+	counts_free(&a->counts);
 	if (a->lb)
 		lb_stop(&a->lb);
 	kern_close(a->kern, a->owner);
@@ -668,7 +662,7 @@ int main(int argc, char **argv)
 		{ "version", no_argument, NULL, 'V' },	  { "help", no_argument, NULL, 'h' },
 		{ NULL, 0, NULL, 0 },
 	};
-	struct app app = { .pid_fd = -1, .pid_next = -1, .counts_fd = -1, .cancel_fd = -1, .signals.fd = -1 };
+	struct app app = { .pid_fd = -1, .pid_next = -1, .cancel_fd = -1, .signals.fd = -1 };
 	bool daemon = false, upgrade = false, test = false, complete;
 	struct conf *c;
 	int opt;

@@ -558,20 +558,69 @@ def test_the_service_manager_follows_the_main_process(line, tmp_path):
         raise AssertionError(manager.recv(1000))  # above all no STOPPING=1 of the old process
 
 
-def test_counts_go_on(line):
-    one = line()
-    for _ in range(5):
-        one.d.get("/bytes/10")
-    before = one.d.metrics()
-    one.upgrade()
-    one.wait_old_gone()
-    after = one.d.metrics()
-    for name in ("sluice_requests_total", "sluice_backend_requests_total"):
-        assert after.total(name) == before.total(name) == 5, name
-    if not os.path.exists(f"{one.d.pin_dir}/counters"):
-        pytest.skip("no pinned maps here")
-    assert after.total("sluice_connections_total") >= before.total("sluice_connections_total") > 0
-    assert after.bodies() == before.bodies() > 0
+@pytest.mark.parametrize("env", [{}, {"SLUICE_FAULT": "map_update:1"}], ids=["pinned", "without_bpf"])
+def test_counts_go_on_and_include_what_draining_processes_answer(line, env):
+    """Through two upgrades with other numbers of threads and one that fails: nothing is lost, nothing counted twice."""
+    one = line(env=env)
+    counted = {"sluice_requests_total": 0, "sluice_backend_requests_total": 0, "sluice_connections_total": 0,
+               "sluice_listener_accepted_total": 0, "sluice_body_bytes_total": 0}
+
+    def connect():
+        for name in ("sluice_connections_total", "sluice_listener_accepted_total"):
+            counted[name] += 1
+        return one.d.client()
+
+    def ask(client):
+        assert client.get("/bytes/1000").status == 200
+        counted["sluice_requests_total"] += 1
+        counted["sluice_backend_requests_total"] += 1
+        counted["sluice_body_bytes_total"] += 1000
+
+    def told():
+        m = one.d.metrics()
+        return {name: int(m.total(name)) for name in counted}
+
+    def upgrade(threads):
+        one.d.top["threads"] = threads
+        one.d.write_config()
+        one.upgrade(env=env)
+        assert told() == counted
+
+    with connect() as a, connect() as b, connect() as c:
+        ask(a)
+        wait_until(lambda: told() == counted, f"the metrics to be {counted}")
+        p = one.spawn(env={"SLUICE_FAULT": ",".join([*env.values(), "exit_go:1"])})
+        one.d.wait_event("upgrade_waiting", pid=str(p.pid))
+        one.ask()
+        assert p.wait() == -signal.SIGKILL
+        one.d.wait_event("upgrade_failed")
+        assert told() == counted
+        upgrade(4)
+        with connect() as d:
+            ask(d)
+            ask(b)  # by the first process, while the second serves
+            wait_until(lambda: told() == counted, f"the metrics to be {counted}")
+            upgrade(1)
+            for client in (a, c, d):  # by the first and the second, while the third serves
+                ask(client)
+            one.wait_old_gone()
+    wait_until(lambda: told() == counted, f"the metrics to be {counted}")
+    with connect() as last:
+        ask(last)
+    wait_until(lambda: told() == counted, f"the metrics to be {counted}")
+    assert one.d.metrics().total("sluice_upgrades_total") == 2
+
+
+def test_what_the_operator_decided_goes_along_without_bpf(line, own_origin):
+    env = {"SLUICE_FAULT": "map_update:1"}
+    one = line({"one": {"servers": [{"address": own_origin("a").address}, {"address": own_origin("b").address}]}}, env=env)
+    a, b = (s["address"] for s in one.d.upstreams["one"]["servers"])
+    one.d.ctl("drain", f"one/{a}")
+    one.d.ctl("weight", f"one/{b}", 7)
+    one.upgrade(env=env)
+    m = one.d.metrics()
+    assert m.total("sluice_backend_admin", backend=a) == 1 and m.total("sluice_backend_weight", backend=b) == 7
+    assert m.total("sluice_backend_admin", backend=b) == 0 and m.total("sluice_backend_weight", backend=a) == 1
 
 
 @pytest.mark.slow

@@ -70,19 +70,40 @@ static void values_outlive_the_process_that_wrote_them(void **state)
 	assert_int_equal(access(dir, F_OK), -1);
 }
 
-static void another_number_of_workers_keeps_the_health_table(void **state)
+static uint64_t requests_of(struct kern *k)
 {
-	struct kern *k;
+	struct sluice_counters sum;
+
+	kern_counters_sum(k, &sum);
+	return sum.requests;
+}
+
+/* Fewer, and more than there are entries; both processes count, and both see all. */
+static void another_number_of_workers_goes_on_counting(void **state)
+{
+	static const unsigned workers[] = { 2, 200, 1, 64 };
+	struct kern *k, *next;
+	uint64_t n = 1;
 
 	(void)state;
 	NEEDED();
 	k = open_at(2, 16, -1);
 	kern_health(k, NULL)[0].admin = SLUICE_ADMIN_DRAIN;
-	kern_close(k, false);
-	k = open_at(3, 16, -1);
-	assert_true(kern_features(k)->pinned);
-	assert_int_equal(kern_health(k, NULL)[0].admin, SLUICE_ADMIN_DRAIN);
-	kern_counters(k, 3)->requests = 1;
+	kern_counters(k, 1)->requests++;
+	for (size_t i = 0; i < ARRAY_SIZE(workers); i++) {
+		next = open_at(workers[i], 16, kern_lock_fd(k));
+		assert_true(kern_features(next)->pinned);
+		assert_true(kern_features(next)->adopted);
+		assert_int_equal(kern_health(next, NULL)[0].admin, SLUICE_ADMIN_DRAIN);
+		for (unsigned w = 0; w <= workers[i]; w++, n++)
+			kern_counters(next, w)->requests++;
+		kern_counters(k, 0)->requests++;
+		n++;
+		assert_int_equal(requests_of(k), n);
+		assert_int_equal(requests_of(next), n);
+		kern_close(k, false);
+		k = next;
+	}
 	kern_close(k, true);
 }
 
@@ -175,7 +196,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(values_outlive_the_process_that_wrote_them),
-		cmocka_unit_test(another_number_of_workers_keeps_the_health_table),
+		cmocka_unit_test(another_number_of_workers_goes_on_counting),
 		cmocka_unit_test(second_instance_is_kept_out),
 		cmocka_unit_test(successor_shares_the_lock),
 		cmocka_unit_test(half_made_pins_are_not_left),

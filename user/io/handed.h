@@ -14,7 +14,7 @@ enum handed_kind {
 	HANDED_ADMIN_SOCKET = 3,
 	HANDED_UPGRADE = 4,  /* the socket that upgrades are asked for on */
 	HANDED_PIN_LOCK = 5, /* name: the pin directory */
-	HANDED_COUNTS = 6,   /* a file: control/counts.h */
+	HANDED_COUNTS = 6,   /* the reading end of a socket, any number: control/counts.h */
 	HANDED_PID_FILE = 7, /* name: its path; the lock on it goes along */
 };
 

@@ -31,7 +31,7 @@
 
 struct kern {
 	struct kern_features features;
-	unsigned workers, backends;
+	unsigned workers, backends, entries; /* entries: of counters */
 	struct state_bpf *state;
 	struct splice_bpf *splice_obj;
 	int *rings;
@@ -95,33 +95,34 @@ static void unmap_memory(void *p, size_t size)
 
 static int state_load(struct kern *k)
 {
-	char why[160];
+	char why[160] = "";
 	int r;
 
 	k->state = state_bpf__open();
 	if (!k->state)
 		return -errno;
 	bpf_map__set_max_entries(k->state->maps.health, k->backends);
-	bpf_map__set_max_entries(k->state->maps.counters, k->workers + 1);
+	bpf_map__set_max_entries(k->state->maps.counters, k->entries);
 	if (k->pins) {
-		/* Maps of an earlier process go on where their layout is ours; else the new ones take their place. */
+		/* Maps of an earlier process go on where their layout is ours; else new ones take their place. */
 		r = pin_adopt(k->pins, k->state->maps.meta, k->state->maps.health, k->state->maps.counters, why, sizeof(why));
 		k->features.adopted = r == 0;
-		if (r > 0)
+		if (why[0])
 			log_info("pins_replaced", "path=%s reason=\"%s\"", pin_path(k->pins), why);
 	}
 	r = state_bpf__load(k->state);
 	if (r < 0)
 		return r;
+	k->entries = bpf_map__max_entries(k->state->maps.counters);
 	k->health = map_memory(bpf_map__fd(k->state->maps.health), k->backends * sizeof(*k->health));
-	k->counters = map_memory(bpf_map__fd(k->state->maps.counters), (k->workers + 1) * sizeof(*k->counters));
+	k->counters = map_memory(bpf_map__fd(k->state->maps.counters), k->entries * sizeof(*k->counters));
 	return k->health && k->counters ? 0 : -errno;
 }
 
 static void state_unload(struct kern *k)
 {
 	unmap_memory(k->health, k->backends * sizeof(*k->health));
-	unmap_memory(k->counters, (k->workers + 1) * sizeof(*k->counters));
+	unmap_memory(k->counters, k->entries * sizeof(*k->counters));
 	k->health = NULL;
 	k->counters = NULL;
 	state_bpf__destroy(k->state);
@@ -172,6 +173,7 @@ static int splice_load(struct kern *k, const struct kern_options *o, const char 
 	if (!b)
 		return -errno;
 	b->rodata->trim_enabled = !o->test_no_trim;
+	b->rodata->counter_entries = k->entries;
 	bpf_map__set_max_entries(b->maps.flows, s->flows_n);
 	bpf_map__set_max_entries(b->maps.flow_index, s->flows_n);
 	bpf_map__set_max_entries(b->maps.sources, s->flows_n);
@@ -298,7 +300,7 @@ static int memory_make(struct kern *k)
 	if (!k->health)
 		k->health = map_memory(-1, k->backends * sizeof(*k->health));
 	if (!k->counters)
-		k->counters = map_memory(-1, (k->workers + 1) * sizeof(*k->counters));
+		k->counters = map_memory(-1, k->entries * sizeof(*k->counters));
 	return k->health && k->counters ? 0 : -ENOMEM;
 }
 
@@ -315,6 +317,8 @@ int kern_open(struct kern **out, const struct kern_options *o)
 	libbpf_set_strict_mode(LIBBPF_STRICT_ALL);
 	k->workers = o->workers ? o->workers : 1;
 	k->backends = o->max_backends ? o->max_backends : BACKENDS_DEFAULT;
+	/* Room for the threads that a next process on this host is likely to have. */
+	k->entries = MAX_OF(k->workers, (unsigned)get_nprocs()) + 1;
 	k->splice = (struct kern_splice){ .targets = -1, .sources = -1, .index = -1, .flows_n = o->max_flows ? o->max_flows : FLOWS_DEFAULT };
 	pthread_mutex_init(&k->splice.lock, NULL);
 
@@ -374,7 +378,7 @@ struct sluice_health *kern_health(struct kern *k, unsigned *n)
 
 struct sluice_counters *kern_counters(struct kern *k, unsigned worker)
 {
-	return &k->counters[worker <= k->workers ? worker : k->workers];
+	return &k->counters[MIN_OF(worker, k->workers) % k->entries];
 }
 
 unsigned kern_workers(const struct kern *k)
@@ -387,8 +391,8 @@ void kern_counters_sum(struct kern *k, struct sluice_counters *out)
 	__u64 *sum = (__u64 *)(void *)out;
 
 	memset(out, 0, sizeof(*out));
-	for (unsigned w = 0; w <= k->workers; w++) {
-		const __u64 *c = (const __u64 *)(const void *)&k->counters[w];
+	for (unsigned e = 0; e < k->entries; e++) {
+		const __u64 *c = (const __u64 *)(const void *)&k->counters[e];
 		for (size_t i = 0; i < sizeof(*out) / sizeof(*sum); i++)
 			sum[i] += __atomic_load_n(&c[i], __ATOMIC_RELAXED);
 	}

@@ -20,7 +20,7 @@ enum kern_engine_limit {
 
 struct kern_options {
 	const char *pin_dir;	    /* below a bpffs; NULL: pin nothing */
-	unsigned workers;	    /* counters has workers + 1 entries, each worker its event ring */
+	unsigned workers;	    /* each has its event ring, and its entry of counters where there are enough */
 	unsigned max_flows;	    /* source sockets at a time; 0: 16384 */
 	unsigned max_backends;	    /* health entries; 0: 1024 */
 	enum kern_engine_limit limit;

@@ -308,8 +308,8 @@ static enum flow_result pump(struct flow *f)
 			f->notsent += (uint32_t)k;
 			f->forwarded += (uint64_t)k;
 			__atomic_store_n(&shared(f)->forwarded, f->forwarded, __ATOMIC_SEQ_CST);
-			g->counters->flow_pump_bytes += (uint64_t)k;
-			g->counters->flow_pumps++;
+			KERN_COUNT(g->counters, flow_pump_bytes, k);
+			KERN_COUNT(g->counters, flow_pumps, 1);
 			if (f->ahead < (size_t)n)
 				return room_wait(f);
 		}
@@ -427,7 +427,7 @@ enum flow_result flow_arm(struct flow *f, struct flow_group *g, struct flow_sock
 	list_push_back(&g->running, &f->link);
 	src->as_source = f;
 	dst->as_target = f;
-	g->counters->flow_arms++;
+	KERN_COUNT(g->counters, flow_arms, 1);
 
 	s = shared(f);
 	s->target = dst->cookie;

@@ -157,7 +157,7 @@ static void sweep(struct flow_group *g, uint64_t now)
 		list_unlink(&f->link);
 		list_push_back(&g->running, &f->link);
 		if (flow_overlooked(f)) {
-			g->counters->flow_sweeps++;
+			KERN_COUNT(g->counters, flow_sweeps, 1);
 			flow_wake(f);
 		}
 	}
@@ -177,7 +177,7 @@ void flow_group_dispatch(struct flow_group *g)
 	while (g->heap_n > 0 && g->heap[0]->due_ns <= now) {
 		struct flow *f = g->heap[0];
 		group_at_off(f);
-		g->counters->flow_polls++;
+		KERN_COUNT(g->counters, flow_polls, 1);
 		flow_wake(f);
 	}
 	if (g->sweep_ns <= now)

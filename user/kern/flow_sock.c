@@ -94,7 +94,7 @@ static int refuse(struct flow_sock *fs, enum flow_refusal why, struct sluice_cou
 {
 	fs->refusal = why;
 	if (c)
-		c->flow_insert_failed++;
+		KERN_COUNT(c, flow_insert_failed, 1);
 	return FLOW_NOT_NOW;
 }
 
@@ -220,7 +220,7 @@ int flow_sock_insert(struct flow_group *g, struct flow_sock *fs, int fd, unsigne
 		fs->roles |= FLOW_SOURCE;
 	}
 	fs->refusal = FLOW_REFUSED_NOTHING;
-	g->counters->flow_inserts++;
+	KERN_COUNT(g->counters, flow_inserts, 1);
 	return 0;
 }
 

@@ -13,6 +13,9 @@ struct ring_reader;
 /* Text into a fixed array. */
 #define reason_set(array, ...) ((void)snprintf(array, sizeof(array), __VA_ARGS__))
 
+/* Another process may count in the same entry. */
+#define KERN_COUNT(counters, name, n) __atomic_fetch_add(&(counters)->name, (__u64)(n), __ATOMIC_RELAXED)
+
 struct pin_dir;
 
 /* The directory of pins; NULL: nothing is pinned. */

@@ -141,7 +141,7 @@ int pin_lock_fd(const struct pin_dir *d)
 	return d->lock;
 }
 
-/* A pinned array of the wanted shape, or -errno; -ESTALE when it is another shape. */
+/* A pinned array of the wanted shape (entries 0: any number), or -errno; -ESTALE and more in why when it is another shape. */
 static int pinned_array(struct pin_dir *d, const char *name, size_t value_size, uint32_t entries, char *why, size_t why_n)
 {
 	char path[PATH_MAX];
@@ -155,9 +155,11 @@ static int pinned_array(struct pin_dir *d, const char *name, size_t value_size, 
 	if (fd < 0)
 		return -errno;
 	if (bpf_obj_get_info_by_fd(fd, &info, &n) < 0 || info.type != BPF_MAP_TYPE_ARRAY || info.value_size != value_size ||
-	    info.max_entries != entries) {
-		(void)snprintf(why, why_n, "%s has %u values of %u bytes, %u of %zu are wanted", name, info.max_entries, info.value_size,
-			       entries, value_size);
+	    (entries && info.max_entries != entries)) {
+		size_t at = strlen(why);
+
+		(void)snprintf(why + at, why_n - at, "%s%s has %u values of %u bytes, %zu bytes are wanted: begins anew", at ? "; " : "",
+			       name, info.max_entries, info.value_size, value_size);
 		close(fd);
 		return -ESTALE;
 	}
@@ -177,14 +179,15 @@ int pin_adopt(struct pin_dir *d, struct bpf_map *meta, struct bpf_map *health, s
 	if (fd_m < 0)
 		return 1;
 	if (bpf_map_lookup_elem(fd_m, &zero, &m) < 0 || m.magic != SLUICE_ABI_MAGIC || m.abi_version != SLUICE_ABI_VERSION) {
-		(void)snprintf(why, why_n, "layout %u, this is %u", m.abi_version, SLUICE_ABI_VERSION);
+		(void)snprintf(why, why_n, "layout %u, this is %u: all begin anew", m.abi_version, SLUICE_ABI_VERSION);
 		goto out;
 	}
 	fd_h = pinned_array(d, "health", sizeof(struct sluice_health), bpf_map__max_entries(health), why, why_n);
-	fd_c = pinned_array(d, "counters", sizeof(struct sluice_counters), bpf_map__max_entries(counters), why, why_n);
+	/* Of any number of workers. */
+	fd_c = pinned_array(d, "counters", sizeof(struct sluice_counters), 0, why, why_n);
 	if (fd_h < 0 && fd_c < 0)
 		goto out;
-	/* Each on its own: another number of workers must not lose the operators' health table. */
+	/* Each on its own: more counters in a new release must not lose the operators' health table. */
 	if (bpf_map__reuse_fd(meta, fd_m) < 0 || (fd_h >= 0 && bpf_map__reuse_fd(health, fd_h) < 0) ||
 	    (fd_c >= 0 && bpf_map__reuse_fd(counters, fd_c) < 0))
 		goto out;

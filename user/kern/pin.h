@@ -27,7 +27,7 @@ int pin_lock_fd(const struct pin_dir *d);
 
 /*
  * Between open and load: makes the maps take over the pinned ones. 0: adopted.
- * 1: there are pins, but of another layout (why says how they differ). -ENOENT: none.
+ * 1: there are pins, but of another layout. -ENOENT: none. why: which were not adopted, and how they differ; "" none.
  */
 int pin_adopt(struct pin_dir *d, struct bpf_map *meta, struct bpf_map *health, struct bpf_map *counters, char *why, size_t why_n);
 

@@ -356,6 +356,20 @@ void lb_restore_status(struct lb *lb, const char *upstream, unsigned status, uin
 	pthread_mutex_unlock(&lb->lock);
 }
 
+void lb_restore_health(struct lb *lb, struct str backend, unsigned state, unsigned admin, uint32_t weight)
+{
+	struct backend *b;
+
+	if (lb_find_backend(lb, backend, &b) != 0)
+		return;
+	if (admin <= SLUICE_ADMIN_DISABLED)
+		backend_set_admin(b, admin);
+	backend_set_weight(b, weight);
+	if (state == SLUICE_HEALTH_DOWN)
+		backend_change_state(b, SLUICE_HEALTH_UNKNOWN, state, "the process before this one knew");
+	backend_unref(b);
+}
+
 void lb_each_stats(struct lb *lb, void (*fn)(void *ctx, const struct upstream_stats *s), void *ctx)
 {
 	pthread_mutex_lock(&lb->lock);

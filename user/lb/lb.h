@@ -71,7 +71,9 @@ int lb_find_backend(struct lb *lb, struct str name, struct backend **out);
 /* Calls fn for every member of every current upstream, in the order of the file, under the lock: fn must be short. */
 void lb_each_backend(struct lb *lb, void (*fn)(void *ctx, const struct upstream *u, struct backend *b, uint32_t weight),
 		     void *ctx);
-/* Adds what the process before us counted of an upstream's responses, before requests come. Unknown names are passed over. */
+/* Adds what the process before us counted of an upstream's responses. Unknown names are passed over, here and below. */
 void lb_restore_status(struct lb *lb, const char *upstream, unsigned status, uint64_t n);
+/* What the process before us knew of a backend, where no health table tells; a check that came first is newer. */
+void lb_restore_health(struct lb *lb, struct str backend, unsigned state, unsigned admin, uint32_t weight);
 /* The same for statistics by upstream name, those of removed upstreams included. */
 void lb_each_stats(struct lb *lb, void (*fn)(void *ctx, const struct upstream_stats *s), void *ctx);

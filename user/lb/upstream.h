@@ -24,7 +24,8 @@ struct upstream_names;
 /* Counters of one upstream name, one shard a worker, so that workers do not share cache lines. They outlive reloads. */
 #define UPSTREAM_STATUS_MAX 600
 struct upstream_shard {
-	atomic_uint_fast64_t code[UPSTREAM_STATUS_MAX]; /* responses by status; written by the shard's worker alone */
+	/* Responses by status. The shard's worker counts; what a process before us counted is added to the first shard. */
+	atomic_uint_fast64_t code[UPSTREAM_STATUS_MAX];
 } __attribute__((aligned(64)));
 
 struct upstream_stats {
@@ -106,7 +107,7 @@ static inline void upstream_count_status(struct upstream_view *v, unsigned statu
 	struct upstream_stats *s = v->upstream->stats;
 	atomic_uint_fast64_t *p = &s->shard[v->worker % s->shards].code[status < UPSTREAM_STATUS_MAX ? status : 0];
 
-	atomic_store_explicit(p, atomic_load_explicit(p, memory_order_relaxed) + 1, memory_order_relaxed);
+	atomic_fetch_add_explicit(p, 1, memory_order_relaxed);
 }
 
 /* Sum over the workers; from any thread. */

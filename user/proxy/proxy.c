@@ -562,6 +562,13 @@ const char *proxy_listener_text(const struct proxy *p, unsigned i)
 	return p->current[i]->text;
 }
 
+void proxy_restore_accepted(struct proxy *p, const char *listener, uint64_t n)
+{
+	for (uint32_t i = 0; i < p->conf->listener_count; i++)
+		if (strcmp(p->current[i]->text, listener) == 0)
+			atomic_fetch_add(&p->current[i]->accepted, n);
+}
+
 void proxy_listener_counts(const struct proxy *p, unsigned i, unsigned *open, uint64_t *accepted)
 {
 	*open = atomic_load(&p->current[i]->open);
