@@ -249,6 +249,8 @@ static void upgrade_went_wrong(void *ctx)
 
 	counts_failed(a->counts);
 	kern_repin(a->kern);
+	if (a->pid_fd >= 0 && pidfile_adopt(a->pid_fd) < 0)
+		log_error("pid_file", "reason=\"it can not be written\" path=%s", a->pid_path);
 }
 
 /* The operator's verb: the binary on disk takes over, all in one. */
@@ -459,8 +461,9 @@ static void taken_over(struct app *a)
 {
 	int before = (int)takeover_pid(a->takeover);
 
-	takeover_serving(&a->takeover);
+	/* Before the other one hears of it and ends: who waits for that end then finds us there. */
 	take_pid_file(a);
+	takeover_serving(&a->takeover);
 	__atomic_fetch_add(&kern_counters(a->kern, kern_workers(a->kern))->upgrades, 1, __ATOMIC_RELAXED);
 	log_info("upgraded", "pid=%d from=%d", (int)getpid(), before);
 }

@@ -38,7 +38,7 @@ struct upgrade_hooks {
 	void (*ready)(void *ctx);
 	/* Another process serves: stop accepting and drain. Called once, nothing follows. */
 	void (*handed_over)(void *ctx, pid_t pid);
-	/* A new process began and did not come up; what it may have replaced outside (pins) can be put right. */
+	/* A new process began and did not come up; what it may have replaced outside (pins, pid file) can be put right. */
 	void (*failed)(void *ctx);
 	void *ctx;
 };
