@@ -2,6 +2,7 @@
 """splice.engine auto: what comes in bulk goes by splice, what comes bit by bit goes over to sockmap; bytes are right either way."""
 import hashlib
 import json
+import subprocess
 import threading
 import time
 
@@ -164,3 +165,34 @@ def test_a_hand_over_that_fails_costs_nothing(auto, backend, fault):
         for _ in range(2):
             assert c.get("/", keep=False).sha256 == pattern.sha256(MiB, 8)
     assert d.process.alive()
+
+
+def test_bpftool_shows_who_moves_what(sluice, backend):
+    """The pinned map of flows, read as an operator does: peers, what went by the kernel, what it holds."""
+    block = pattern.body(MiB)
+
+    def script(c):
+        c.read_head()
+        c.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (64 * MiB))
+        for _ in range(64):
+            c.send(block)
+
+    b = backend(script)
+    d = sluice([b.address], splice={"engine": "sockmap", "min_bytes": MIN_BYTES, "window": WINDOW})
+    require_engine(d, "sockmap")
+
+    def flows():
+        done = subprocess.run(["/usr/sbin/bpftool", "-j", "map", "dump", "pinned", f"{d.pin_dir}/flows"], capture_output=True, text=True)
+        return [e["formatted"]["value"] for e in json.loads(done.stdout) if e["formatted"]["value"]["cookie"]]
+
+    with Client(d.address, rcvbuf=65536) as c:
+        c.send(request_bytes())
+        c.read_head()
+        here = "%s:%d" % c.sock.getsockname()[:2]
+        live = wait_until(lambda: [f for f in flows() if f["epoch"] and f["spills"]], "a flow that is braked")
+        assert len(live) == 1
+        f = live[0]
+        assert (f["source_peer"], f["target_peer"]) == (b.address, here), f
+        assert f["redirected"] > 0 and f["passed"] > 0 and 0 < f["limit"] <= 64 * MiB and "trims" in f, f
+        c.reset()
+    wait_until(lambda: not flows(), "the slot to be given back")

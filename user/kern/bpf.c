@@ -539,6 +539,7 @@ void kern_slot_give(struct kern *k, uint32_t slot)
 	struct kern_splice *s = &k->splice;
 
 	s->flows[slot].cookie = 0;
+	s->flows[slot].source_peer[0] = '\0';
 	pthread_mutex_lock(&s->lock);
 	s->free[(s->free_head + s->free_n) % s->flows_n] = slot;
 	s->free_n++;

@@ -22,6 +22,7 @@
  */
 #include "kern/flow.h"
 #include <errno.h>
+#include <string.h>
 #include <sys/socket.h>
 #include "kern/flow_inner.h"
 
@@ -56,6 +57,7 @@ static void source_release(struct flow *f)
 	if (!f->src)
 		return;
 	__atomic_store_n(&shared(f)->epoch, 0, __ATOMIC_RELEASE);
+	shared(f)->target_peer[0] = '\0';
 	f->src->as_source = NULL;
 	f->src = NULL;
 }
@@ -431,6 +433,7 @@ enum flow_result flow_arm(struct flow *f, struct flow_group *g, struct flow_sock
 
 	s = shared(f);
 	s->target = dst->cookie;
+	memcpy(s->target_peer, dst->peer, sizeof(dst->peer));
 	s->limit = nbytes;
 	s->window = (uint32_t)g->splice->window;
 	__atomic_store_n(&s->forwarded, 0, __ATOMIC_RELAXED);

@@ -10,9 +10,12 @@
 #include <errno.h>
 #include <linux/sockios.h>
 #include <netinet/in.h>
+#include <stdio.h>
+#include <string.h>
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
+#include "io/sock.h"
 #include "kern/flow_inner.h"
 
 #ifndef SO_COOKIE
@@ -161,6 +164,7 @@ static int insert_source(struct flow_group *g, struct flow_sock *fs, int fd, uin
 	index = (uint32_t)slot;
 	s->flows[index].cookie = cookie;
 	s->flows[index].worker = g->worker;
+	memcpy(s->flows[index].source_peer, fs->peer, sizeof(fs->peer));
 	r = kern_map_set(s->index, cookie, &index);
 	if (r == 0) {
 		r = kern_map_set(s->sources, cookie, &value);
@@ -175,6 +179,15 @@ static int insert_source(struct flow_group *g, struct flow_sock *fs, int fd, uin
 	g->owners[index] = fs;
 	(void)setsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &one, sizeof(one));
 	return 0;
+}
+
+static void peer_text(char out[static SLUICE_PEER_TEXT], int fd)
+{
+	char text[SOCK_TEXT_MAX];
+	struct sock_addr a = { .len = sizeof(a.ss) };
+
+	if (getpeername(fd, &a.sa, &a.len) == 0)
+		snprintf(out, SLUICE_PEER_TEXT, "%.*s", SLUICE_PEER_TEXT - 1, sock_text(text, &a, true));
 }
 
 int flow_sock_insert(struct flow_group *g, struct flow_sock *fs, int fd, unsigned roles)
@@ -200,6 +213,7 @@ int flow_sock_insert(struct flow_group *g, struct flow_sock *fs, int fd, unsigne
 		*fs = FLOW_SOCK_INIT;
 		fs->group = g;
 		fs->cookie = cookie;
+		peer_text(fs->peer, fd);
 	}
 	if (missing & FLOW_TARGET) {
 		uint64_t value = (uint64_t)(unsigned)fd;
