@@ -269,10 +269,14 @@ def test_log_lines_are_lines_of_pairs(sluice, origin):
     with d.client() as c:
         c.send(b'GET /"x\x1b[31m\xff HTTP/1.1\r\n\r\n')
         c.read_end()
+    with d.client() as c:
+        c.send(b'\x1b[31m"=x / HTTP/1.1\r\n\r\n')
+        c.read_end()
     d.stop()
     for line in d.log().splitlines():
         assert re.match(r'^\S+ level=\w+ event=\w+( \w+=("([^"\\]|\\.)*"|[^\s"]*))*$', line), line
         assert "\x1b" not in line
+    assert len(d.events("request")) == 2
 
 
 # ---- reload

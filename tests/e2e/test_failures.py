@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Failure is local: no descriptors, a full disk, no privileges, no kernel support. The service goes on."""
 import os
+import re
 import resource
+import shutil
+import subprocess
 import threading
 
 import pytest
 
-from lib import pattern
+from lib import build, pattern
 from lib.client import Client, Ended, request_bytes
+from lib.process import Process
+from lib.sluice import environment, free_port
 from lib.wait import wait_until
 
 
@@ -115,10 +120,36 @@ def test_without_privileges_it_serves_with_the_next_engine_and_says_why(sluice, 
     assert d.metrics().bodies("sockmap") == 0
 
 
+def test_in_a_bare_chroot_it_serves(origin, tmp_path):
+    """No /proc, no /dev, no /sys: with the next engine down, and a line that says why."""
+    program = build.ROOT / "build" / "sluice"  # sanitizers need /proc
+    if os.geteuid() != 0 or not program.exists():
+        pytest.skip("needs root, and a build without sanitizers")
+    jail = tmp_path / "jail"
+    libraries = re.findall(r"(/\S+) \(", subprocess.run(["ldd", program], capture_output=True, text=True).stdout)
+    for path in [str(program), *libraries]:
+        to = jail / path.lstrip("/")
+        to.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, to)
+    port = free_port()
+    (jail / "s.yaml").write_text(f"version: 1\nlisteners: [{{address: \"127.0.0.1:{port}\"}}]\n"
+                                 f"upstreams: {{one: {{servers: [{{address: \"{origin.address}\"}}]}}}}\n")
+
+    def enter():
+        os.chroot(jail)
+        os.chdir("/")
+    p = Process([program, "-c", "/s.yaml"], tmp_path / "out", env=environment(), preexec=enter)
+    try:
+        wait_until(lambda: "event=ready" in p.text() or not p.alive(), "the start")
+        assert p.alive(), p.text()
+        with Client(("127.0.0.1", port)) as c:
+            assert c.get("/bytes/200000", keep=False).sha256 == pattern.sha256(200000)
+        assert "event=engine" in p.text()
+    finally:
+        assert p.stop() == 0
+
+
 def test_the_smallest_configuration_serves(tmp_path, origin):
-    from lib.process import Process
-    from lib.sluice import environment, free_port
-    from lib import build
     port = free_port()
     (tmp_path / "t.yaml").write_text(f"version: 1\nlisteners: [{{address: \"127.0.0.1:{port}\"}}]\n"
                                      f"bpf: {{pin_dir: /sys/fs/bpf/sluice-test-small-{port}}}\n"

@@ -66,14 +66,16 @@ void access_log_write(struct session *s, const struct exchange *x)
 	struct buf *b = &w->log;
 
 	if (log_level_max >= LOG_LEVEL_DEBUG || session_end_is_error(x->end)) {
-		char path[256];
+		char method[64], path[256], detail[256] = "\"\"";
 
+		if (x->detail)
+			log_quote(detail, sizeof(detail), str_from(x->detail));
 		log_at(session_end_is_error(x->end) ? LOG_LEVEL_INFO : LOG_LEVEL_DEBUG, "request",
-		       "upstream=%s backend=%s method=" STR_FMT
-		       " path=%s status=%d end=%s reason=\"%s\" request_bytes=%lu bytes=%lu engine=%s why_not=\"%s\"",
+		       "upstream=%s backend=%s method=%s path=%s status=%d end=%s reason=%s request_bytes=%lu bytes=%lu"
+		       " engine=%s why_not=\"%s\"",
 		       x->upstream ? x->upstream->name : "-", x->backend_text[0] ? x->backend_text : "-",
-		       STR_ARG(x->method), log_quote(path, sizeof(path), x->target), x->status,
-		       session_end_name(x->end), x->detail ? x->detail : "", (unsigned long)q->data,
+		       log_quote(method, sizeof(method), x->method), log_quote(path, sizeof(path), x->target), x->status,
+		       session_end_name(x->end), detail, (unsigned long)q->data,
 		       (unsigned long)r->data, body_engine_name(engine),
 		       why_not && engine != BODY_SOCKMAP ? why_not : "");
 	}
@@ -139,5 +141,14 @@ int access_log_open(const char *path)
 {
 	int fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0640);
 
+	return fd < 0 ? -errno : fd;
+}
+
+int access_log_none(void)
+{
+	int fd = open("/dev/null", O_WRONLY | O_CLOEXEC);
+
+	if (fd < 0) /* a bare chroot has none; what can not be written to will do */
+		fd = open("/", O_PATH | O_CLOEXEC);
 	return fd < 0 ? -errno : fd;
 }

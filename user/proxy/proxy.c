@@ -122,13 +122,13 @@ static unsigned listener_port(const struct listener_address *a)
 	return sock_local(a->fd[0], &bound) == 0 ? sock_port(&bound) : 0;
 }
 
-/* The access log that conf names; /dev/null where it names none. A descriptor or -errno. */
+/* The access log that conf names, or what stands for none. A descriptor or -errno. */
 static int open_access_log(const struct conf *conf, char *err, size_t errlen)
 {
-	const char *path = conf->access_log.path ? conf->access_log.path : "/dev/null";
-	int fd = access_log_open(path);
+	const char *path = conf->access_log.path;
+	int fd = path ? access_log_open(path) : access_log_none();
 
-	return fd < 0 ? fail(err, errlen, fd, "cannot open access log %s: %s", path, strerror(-fd)) : fd;
+	return fd < 0 ? fail(err, errlen, fd, "cannot open access log %s: %s", path ? path : "", strerror(-fd)) : fd;
 }
 
 /* Under the number that the workers know, so that none of them writes to a closed one. */
