@@ -8,7 +8,7 @@ from lib import build
 
 def bench(tmp_path, *args):
     done = subprocess.run(["/usr/bin/python3", build.ROOT / "tools/bench.py", "--build", build.BUILD, "--out", tmp_path,
-                           "--quick", "--no-wait", "--seconds", "0.3", "--peers", "", *args], capture_output=True, text=True, timeout=60)
+                           "--quick", "--no-wait", "--seconds", "0.3", "--peers", "", *args], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout, json.loads((tmp_path / "results.json").read_text())
 

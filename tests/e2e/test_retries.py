@@ -51,6 +51,22 @@ def test_a_post_on_a_reused_connection_that_died_is_not_sent_twice(sluice, backe
     assert sum(b"POST /pay" in h for h in b.heads) == 1
 
 
+def test_a_request_that_a_dying_backend_dropped_goes_elsewhere(sluice, backend):
+    """A process that is killed may accept for a moment what it will never answer."""
+    def dying(c):
+        c.read_head()
+        if c.number == 0:
+            c.send(response(b"last words"))
+            c.read_head()
+        c.reset()
+    a, b = backend(dying), backend(response(b"ok"))
+    d = sluice({"one": {"servers": [{"address": a.address, "weight": 200}, {"address": b.address}]}}, threads=1)
+    with d.client() as c:
+        assert c.get("/").body == b"last words"
+        r = c.get("/")
+        assert (r.status, r.body) == (200, b"ok")
+
+
 def test_a_get_that_dies_on_a_fresh_connection_is_not_sent_for_ever(sluice, backend):
     b = backend(lambda c: c.read_head())
     d = sluice([b.address])

@@ -84,6 +84,11 @@ bool exchange_pick(struct session *s)
 
 	for (;;) {
 		b = upstream_choose(view, x->key, &x->tried);
+		if (!b && x->avoids_last) {
+			x->tried.n--;
+			b = upstream_choose(view, x->key, &x->tried);
+		}
+		x->avoids_last = false;
 		if (!b && x->attempts == 0) {
 			exchange_fail(s, 503, END_NO_BACKEND, "no backend is healthy");
 			return s->state != SESSION_CLOSED;

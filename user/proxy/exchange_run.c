@@ -40,6 +40,11 @@ static void upstream_died(struct session *s, const char *detail)
 
 	if (x->up->in.len == 0 && x->reused && !x->answered && x->interim == 0 &&
 	    (x->idempotent || x->request.head_sent == 0)) {
+		/* It may be dying, and accept what it will not answer: elsewhere first, unless the key binds us to it. */
+		if (!conf_balance_hashes(x->upstream->balance) && x->tried.n < UPSTREAM_TRIED_MAX) {
+			upstream_tried_add(&x->tried, x->up->backend);
+			x->avoids_last = true;
+		}
 		exchange_retry(s, CONF_RETRY_REUSED_CONNECTION, 502, END_UPSTREAM_CLOSED, detail);
 		return;
 	}

@@ -74,6 +74,7 @@ struct exchange {
 
 	struct upconn *up;
 	struct upstream_tried tried;
+	bool avoids_last; /* the last of them is only the second choice */
 	uint32_t attempts;
 	bool reused;   /* up came from the pool */
 	size_t scan;   /* cursor in the response head */
