@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Connections and messages: keep-alive, pipelining, responses without bodies, interim and early responses, HTTP/1.0."""
 import json
+import threading
 
 import pytest
 
@@ -34,6 +35,18 @@ def test_pipelined_requests_are_answered_in_order(proxy):
         for n in range(1, 60):
             r = c.read_response()
             assert r.body == pattern.body(n, n)
+
+
+def test_a_thousand_pipelined_requests_are_answered_in_order(sluice, backend):
+    def script(c):
+        while True:
+            c.send(response(c.read_head().split(b" ")[1]))
+    d = sluice([backend(script).address])
+    with d.client() as c:
+        writer = threading.Thread(target=c.send, args=(b"".join(request_bytes(path=f"/{i}") for i in range(1000)),), daemon=True)
+        writer.start()
+        assert [c.read_response().body for _ in range(1000)] == [b"/%d" % i for i in range(1000)]
+        writer.join(60)
 
 
 def test_pipelined_requests_with_bodies(proxy):
@@ -249,7 +262,6 @@ def test_connections_are_counted_and_gone_again(sluice, origin):
 
 def test_the_idle_pool_is_bounded_and_unasked_bytes_end_its_connections(sluice, backend):
     """A backend that says something on an idle connection loses it; the next request does not get to read that."""
-    import threading
     speak = threading.Event()
 
     def script(c):

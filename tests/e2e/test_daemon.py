@@ -12,6 +12,7 @@ import pytest
 
 from lib import build, pattern
 from lib.client import Client, Ended, request_bytes
+from lib.load import Load
 from lib.process import kill_pid, pid_alive
 from lib.sluice import Sluice, environment, free_port, run_sluice
 from lib.wait import DEADLINE, wait_until
@@ -368,6 +369,19 @@ def test_reloads_under_load_lose_nothing(sluice, origin, origin_two):
     for t in threads:
         t.join(60)
     assert not bad, bad[:5]
+
+
+def test_a_storm_of_signals_loses_nothing(sluice, origin, tmp_path):
+    d = sluice([origin.address], access_log={"path": str(tmp_path / "access.log"), "format": "text"})
+    with Load(d.address, kinds=("kept", "short", "large")) as load:
+        for i in range(60):
+            for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGHUP, signal.SIGUSR1, signal.SIGPIPE, signal.SIGWINCH)[i % 3:i % 3 + 4]:
+                d.send_signal(number)
+            load.wait_more(2)
+    load.check()
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGQUIT, signal.SIGTERM):
+        d.send_signal(number)
+    assert d.process.wait() == 0
 
 
 def test_privileges_are_dropped(sluice, origin):

@@ -113,11 +113,29 @@ static void listener_event(struct watch *w, _unused_ uint32_t events)
 		accept_some(l);
 }
 
+/* A place that is ours is not given up for want of memory in the kernel. */
+static void watch_or_retry(struct listener *l)
+{
+	const struct listener_address *a = l->address;
+	int r = loop_add(l->worker->loop, &l->watch, EPOLLIN | (a->n < a->places ? (uint32_t)EPOLLEXCLUSIVE : 0u));
+
+	if (r < 0 && !l->unwatched)
+		log_error("listen_failed", "listener=%s worker=%u errno=%d reason=\"%s\" action=\"tried again\"", l->text,
+			  l->worker->index, -r, strerror(-r));
+	l->unwatched = r < 0;
+	if (r < 0)
+		pause_accepting(l);
+}
+
 static void listener_retry(struct timer *t)
 {
 	struct listener *l = container_of(t, struct listener, retry);
 
 	if (!l->accepting)
+		return;
+	if (l->unwatched)
+		watch_or_retry(l);
+	if (l->unwatched)
 		return;
 	l->paused = false;
 	accept_some(l);
@@ -153,10 +171,12 @@ static void address_stopped(struct listener_address *a)
 int listener_new(struct worker *w, struct listener_address *a, unsigned place, struct worker_site *site, unsigned index)
 {
 	struct listener *l = calloc(1, sizeof(*l));
-	int r = -ENOMEM;
 
-	if (!l)
-		goto give_up;
+	if (!l) {
+		address_stopped(a);
+		atomic_fetch_sub(&a->refs, 1);
+		return -ENOMEM;
+	}
 	l->worker = w;
 	l->address = a;
 	l->place = place;
@@ -164,17 +184,10 @@ int listener_new(struct worker *w, struct listener_address *a, unsigned place, s
 	l->watch = (struct watch){ .fd = a->fd[place % a->n], .cb = listener_event };
 	l->accepting = true;
 	timer_init(&l->retry, listener_retry);
-	r = loop_add(w->loop, &l->watch, EPOLLIN | (a->n < a->places ? (uint32_t)EPOLLEXCLUSIVE : 0u));
-	if (r < 0)
-		goto give_up;
+	watch_or_retry(l);
 	listener_reconfigure(l, site, index);
 	list_push_back(&w->listeners, &l->link);
 	return 0;
-give_up:
-	free(l);
-	address_stopped(a);
-	atomic_fetch_sub(&a->refs, 1);
-	return r;
 }
 
 void listener_stop(struct listener *l)
@@ -184,7 +197,8 @@ void listener_stop(struct listener *l)
 	for (unsigned i = 0; i < LAST_TURNS && accept_turn(l); i++)
 		;
 	l->accepting = false;
-	loop_del(l->worker->loop, &l->watch);
+	if (!l->unwatched)
+		loop_del(l->worker->loop, &l->watch);
 	timer_remove(l->worker->loop, &l->retry);
 	address_stopped(l->address);
 }

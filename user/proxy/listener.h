@@ -55,6 +55,7 @@ struct listener {
 	struct watch watch;
 	struct timer retry; /* accepting pauses until then */
 	bool accepting, paused;
+	bool unwatched; /* epoll refused it so far */
 	unsigned sessions; /* of this worker */
 };
 
