@@ -512,6 +512,11 @@ static int start(struct app *a, bool complete, char *why, size_t n)
 	    privileges_drop(c->user, c->group, why, n) < 0)
 		return -1;
 	fault_exit(FAULT_EXIT_OPENED);
+	a->drained = (struct watch){ .fd = proxy_drained_fd(a->proxy), .cb = drained_event };
+	if ((r = loop_add(a->loop, &a->drained, EPOLLIN)) < 0) {
+		snprintf(why, n, "cannot watch the workers: %s", strerror(-r));
+		return -1;
+	}
 	if ((r = lb_start(&a->lb, c, a->kern)) < 0) {
 		snprintf(why, n, "cannot start health checks: %s", strerror(-r));
 		return -1;
@@ -631,8 +636,6 @@ static int run(struct app *a, bool daemon, bool complete)
 		finish(a, why);
 		return 1;
 	}
-	a->drained = (struct watch){ .fd = proxy_drained_fd(a->proxy), .cb = drained_event };
-	loop_add(a->loop, &a->drained, EPOLLIN);
 	log_info("ready", "version=%s pid=%d workers=%u file=%s", SLUICE_VERSION, (int)getpid(),
 		 proxy_workers(a->proxy), a->conf_path);
 	if (ready >= 0)
