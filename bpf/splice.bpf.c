@@ -222,10 +222,14 @@ int splice_verdict(struct __sk_buff *skb)
 		COUNT(c, verdict_drop_broken);
 		return SK_DROP;
 	}
-	/* FIN runs the verdict without data. Redirected it would break the target (EPIPE); passed it is the reader's end. */
+	/*
+	 * FIN runs the verdict without data. Redirected it would break the target (EPIPE); passed, when this socket is a
+	 * target too and its worker is behind, it would queue there, and the worker takes the length 0 for an error and
+	 * stops for good (sk_psock_backlog). Nobody needs the empty buffer: the socket itself remembers its end.
+	 */
 	if (len == 0) {
-		COUNT(c, verdict_pass_fin);
-		return SK_PASS;
+		COUNT(c, verdict_drop_fin);
+		return SK_DROP;
 	}
 
 	/* TCP_SKB_CB(skb)->seq is the first word of cb (struct tcp_skb_cb). */

@@ -296,6 +296,45 @@ static void windows_shrink_with_the_budget(void **state)
 	rig_hangup(&d4);
 }
 
+/*
+ * A socket that is source and target: its peer's end arrives while redirected bytes still wait for its worker. Passed, the
+ * empty buffer of that end would wait behind them and stop the worker for good.
+ */
+static void an_end_does_not_stop_what_is_under_way_to_it(void **state)
+{
+	const uint64_t total = 400000;
+	struct rig_pair src, dst;
+	struct rig_flow r, back;
+	struct flow_progress p;
+	int one = 1;
+
+	(void)state;
+	RIG_NEEDED();
+	rig_connect(&src, 0, 37);
+	rig_connect(&dst, 4096, 0);
+	rig_insert(&dst, FLOW_TARGET | FLOW_SOURCE);
+	rig_insert(&src, FLOW_SOURCE | FLOW_TARGET);
+	/* The worker finds no room behind the first unsent byte, which the program does not know of. */
+	assert_int_equal(setsockopt(dst.near, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &one, sizeof(one)), 0);
+	rig_arm(&back, &dst, &src, FLOW_UNTIL_EOF);
+	rig_arm(&r, &src, &dst, total);
+	uint64_t deadline = now_ns() + RIG_LIMIT_NS;
+	while (src.sent < total / 2 && now_ns() < deadline) {
+		rig_feed(&src, total / 2, 65536, SIZE_MAX);
+		rig_turn(1);
+	}
+	flow_progress(&r.flow, &p);
+	assert_true(p.outstanding > 0);
+	shutdown(dst.far, SHUT_WR);
+	rig_turn(10);
+	assert_int_equal(rig_run(&r, &src, &dst, total, 65536, SIZE_MAX, 0), FLOW_DONE);
+	rig_rest(&dst, src.salt, 0, total);
+	rig_hint(&back);
+	assert_int_equal(back.told, FLOW_DONE);
+	rig_hangup(&src);
+	rig_hangup(&dst);
+}
+
 static int setup(void **state)
 {
 	struct kern_options o = { .workers = 1, .lock_fd = -1, .max_flows = 4 };
@@ -320,6 +359,7 @@ int main(void)
 		cmocka_unit_test(early_end_is_told_as_such),
 		cmocka_unit_test(reset_of_the_source_is_its_error),
 		cmocka_unit_test(reset_of_the_target_is_its_error),
+		cmocka_unit_test(an_end_does_not_stop_what_is_under_way_to_it),
 		cmocka_unit_test(closing_the_source_loses_nothing_moved),
 		cmocka_unit_test(next_target_gets_nothing_of_the_last),
 		cmocka_unit_test(disarm_tells_what_is_under_way),
