@@ -149,9 +149,13 @@ run:
 	$(Q)sh tools/demo.sh
 
 # ---- installing ----
+# A package for another machine says what that has: SYSTEMD_VERSION=252.
+SYSTEMD_VERSION ?= $(shell systemctl --version 2>/dev/null | awk 'NR == 1 { print $$2 + 0 }')
+UNITS = $(DESTDIR)$(PREFIX)/lib/systemd/system
+
 install: all
 	install -d $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man8 $(DESTDIR)$(PREFIX)/share/man/man5 \
-	  $(DESTDIR)$(PREFIX)/share/bash-completion/completions $(DESTDIR)$(PREFIX)/share/doc/sluice $(DESTDIR)$(PREFIX)/lib/systemd/system
+	  $(DESTDIR)$(PREFIX)/share/bash-completion/completions $(DESTDIR)$(PREFIX)/share/doc/sluice $(UNITS)
 	install -m 755 $(OUT)/sluice $(DESTDIR)$(PREFIX)/sbin/sluice
 	install -m 755 $(OUT)/sluicectl $(DESTDIR)$(PREFIX)/bin/sluicectl
 	install -m 644 conf/sluice.8 conf/sluicectl.8 $(DESTDIR)$(PREFIX)/share/man/man8/
@@ -159,14 +163,16 @@ install: all
 	install -m 644 conf/sluice.bash-completion $(DESTDIR)$(PREFIX)/share/bash-completion/completions/sluice
 	ln -sf sluice $(DESTDIR)$(PREFIX)/share/bash-completion/completions/sluicectl
 	install -m 644 conf/example.yaml README.md $(DESTDIR)$(PREFIX)/share/doc/sluice/
-	sed 's|@SBIN@|$(PREFIX)/sbin|g; s|@SYSCONFDIR@|$(SYSCONFDIR)|g' conf/sluice.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/sluice.service
+	sed 's|@SBIN@|$(PREFIX)/sbin|g; s|@SYSCONFDIR@|$(SYSCONFDIR)|g' conf/sluice.service > $(UNITS)/sluice.service
+	rm -rf $(UNITS)/sluice.service.d
+	[ "$(or $(SYSTEMD_VERSION),0)" -lt 253 ] || install -D -m 644 conf/notify-reload.conf $(UNITS)/sluice.service.d/notify-reload.conf
 
 uninstall:
 	rm -f $(DESTDIR)$(PREFIX)/sbin/sluice $(DESTDIR)$(PREFIX)/bin/sluicectl $(DESTDIR)$(PREFIX)/share/man/man8/sluice.8 \
 	  $(DESTDIR)$(PREFIX)/share/man/man8/sluicectl.8 $(DESTDIR)$(PREFIX)/share/man/man5/sluice.yaml.5 \
 	  $(DESTDIR)$(PREFIX)/share/bash-completion/completions/sluice $(DESTDIR)$(PREFIX)/share/bash-completion/completions/sluicectl \
-	  $(DESTDIR)$(PREFIX)/lib/systemd/system/sluice.service
-	rm -rf $(DESTDIR)$(PREFIX)/share/doc/sluice
+	  $(UNITS)/sluice.service
+	rm -rf $(UNITS)/sluice.service.d $(DESTDIR)$(PREFIX)/share/doc/sluice
 
 format:
 	$(Q)clang-format -i $$(git ls-files '*.c' '*.h')

@@ -4,15 +4,19 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/util.h"
+
+#define PARENT_END_MS 2000
 
 /* Waits for the child's word: "+" when it serves, otherwise text. */
 static void parent_wait(int fd, pid_t child)
@@ -60,6 +64,7 @@ int daemon_begin(void)
 void daemon_ready(int fd, bool keep_stderr)
 {
 	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+	struct pollfd parent = { .fd = (int)syscall(SYS_pidfd_open, getppid(), 0), .events = POLLIN };
 
 	if (null >= 0) {
 		dup2(null, STDIN_FILENO);
@@ -72,6 +77,10 @@ void daemon_ready(int fd, bool keep_stderr)
 		/* The parent was killed; nobody waits for our word. */
 	}
 	close(fd);
+	if (parent.fd < 0)
+		return;
+	poll(&parent, 1, PARENT_END_MS);
+	close(parent.fd);
 }
 
 void daemon_failed(int fd, const char *why)

@@ -15,7 +15,7 @@
  * daemon_ready or daemon_failed, or -errno.
  */
 int daemon_begin(void);
-/* The child serves: the parent returns 0. Standard streams go to /dev/null (standard error only when the log does not use it). */
+/* The child serves: the parent returns 0, which is waited for. Standard streams go to /dev/null (standard error only when the log does not use it). */
 void daemon_ready(int fd, bool keep_stderr);
 /* The parent prints why and returns 1. */
 void daemon_failed(int fd, const char *why);

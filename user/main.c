@@ -55,6 +55,7 @@ struct app {
 	const char *next_argv[6];
 	struct upgrade_child next;
 	char *pid_path; /* as it was at the start; a reload does not move it */
+	int ready;	/* a parent waits there to hear that we serve; -1: none */
 	int pid_fd, pid_next; /* ours; the one before us's, until we serve */
 	struct counts *counts;
 	int cancel_fd;	/* readable when we are told to end, while there is no loop yet */
@@ -237,7 +238,6 @@ static void upgrade_handed_over(void *ctx, pid_t pid)
 	struct app *a = ctx;
 
 	log_info("handed_over", "pid=%d to=%d", (int)getpid(), (int)pid);
-	notify_main_pid((int)pid);
 	give_to_next(a);
 	lb_freeze(a->lb);
 	drain(a, false, "handed over");
@@ -247,6 +247,7 @@ static void upgrade_went_wrong(void *ctx)
 {
 	struct app *a = ctx;
 
+	notify_main_pid((int)getpid());
 	counts_failed(a->counts);
 	kern_repin(a->kern);
 	if (a->pid_fd >= 0 && pidfile_adopt(a->pid_fd) < 0)
@@ -338,7 +339,8 @@ static int reload(void *ctx, struct buf *answer)
 		r = r < 0 ? r : -EINVAL;
 	}
 	control_note_reload(a->control, r == 0);
-	notify_ready(NULL);
+	snprintf(err, sizeof(err), STR_FMT, STR_ARG(buf_str(answer)));
+	notify_ready(r == 0 ? "" : err);
 	conf_unref(c);
 	buf_deinit(&text);
 	return r;
@@ -456,12 +458,24 @@ static void take_pid_file(struct app *a)
 		log_error("pid_file", "reason=\"%s\"", err);
 }
 
+static void tell_parent(struct app *a)
+{
+	if (a->ready >= 0)
+		daemon_ready(a->ready, !a->conf->error_log);
+	a->ready = -1;
+}
+
 /* From here on we are the process: there is no way back, so nothing in it may fail. */
 static void taken_over(struct app *a)
 {
 	int before = (int)takeover_pid(a->takeover);
 
-	/* Before the other one hears of it and ends: who waits for that end then finds us there. */
+	/*
+	 * Before the other one hears of it and ends: who waits for that end then finds us there. A service manager waits
+	 * for the end of its children only, and looks once whether we are one: so our parent must have gone by then.
+	 */
+	tell_parent(a);
+	notify_main_pid((int)getpid());
 	take_pid_file(a);
 	takeover_serving(&a->takeover);
 	__atomic_fetch_add(&kern_counters(a->kern, kern_workers(a->kern))->upgrades, 1, __ATOMIC_RELAXED);
@@ -509,7 +523,7 @@ static int start(struct app *a, bool complete, char *why, size_t n)
 	    control_open_inherited(&a->control, c, handed_take(&a->handed, HANDED_ADMIN_HTTP, NULL),
 				   handed_take(&a->handed, HANDED_ADMIN_SOCKET, NULL), why, n) < 0 ||
 	    upgrade_new(&a->upgrade, c->upgrade_sock, handed_take(&a->handed, HANDED_UPGRADE, NULL), why, n) < 0 ||
-	    privileges_drop(c->user, c->group, why, n) < 0)
+	    privileges_drop(c->user, c->group, kern_lock_fd(a->kern), why, n) < 0)
 		return -1;
 	fault_exit(FAULT_EXIT_OPENED);
 	a->drained = (struct watch){ .fd = proxy_drained_fd(a->proxy), .cb = drained_event };
@@ -615,22 +629,23 @@ static void finish(struct app *a, const char *why)
 static int run(struct app *a, bool daemon, bool complete)
 {
 	char why[1024] = "";
-	int ready = -1, r;
+	int r;
 
-	if (daemon && (ready = daemon_begin()) < 0) {
-		fprintf(stderr, "sluice: cannot go to the background: %s\n", strerror(-ready));
+	if (daemon && (a->ready = daemon_begin()) < 0) {
+		fprintf(stderr, "sluice: cannot go to the background: %s\n", strerror(-a->ready));
 		return 1;
 	}
 	raise_file_limit();
 	if (geteuid() == 0 && a->conf->user && (r = upgrade_starter_begin(&a->next, !a->conf->error_log)) < 0)
 		log_warn("upgrade_starter_gone", "reason=\"%s\"", strerror(-r));
+	notify_init();
 	r = open_loop(a);
 	if (r < 0)
 		snprintf(why, sizeof(why), "cannot watch signals: %s", strerror(-r));
 	if (r < 0 || start(a, complete, why, sizeof(why)) < 0) {
 		log_error("start_failed", "file=%s reason=\"%s\"", a->conf_path, why);
-		if (ready >= 0)
-			daemon_failed(ready, why);
+		if (a->ready >= 0)
+			daemon_failed(a->ready, why);
 		else if (a->conf->error_log)
 			fprintf(stderr, "sluice: %s\n", why);
 		finish(a, why);
@@ -638,10 +653,8 @@ static int run(struct app *a, bool daemon, bool complete)
 	}
 	log_info("ready", "version=%s pid=%d workers=%u file=%s", SLUICE_VERSION, (int)getpid(),
 		 proxy_workers(a->proxy), a->conf_path);
-	if (ready >= 0)
-		daemon_ready(ready, !a->conf->error_log);
-	notify_init();
-	notify_ready(NULL);
+	tell_parent(a);
+	notify_ready("");
 	if (notify_watchdog_interval())
 		timer_set(a->loop, &a->watchdog, loop_now(a->loop));
 	r = loop_run(a->loop);
@@ -668,7 +681,7 @@ int main(int argc, char **argv)
 		{ "version", no_argument, NULL, 'V' },	  { "help", no_argument, NULL, 'h' },
 		{ NULL, 0, NULL, 0 },
 	};
-	struct app app = { .pid_fd = -1, .pid_next = -1, .cancel_fd = -1, .signals.fd = -1 };
+	struct app app = { .ready = -1, .pid_fd = -1, .pid_next = -1, .cancel_fd = -1, .signals.fd = -1 };
 	bool daemon = false, upgrade = false, test = false, complete;
 	struct conf *c;
 	int opt;

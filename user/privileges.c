@@ -30,7 +30,7 @@ static int keep_capabilities(void)
 	return syscall(SYS_capset, &h, d) < 0 ? -errno : 0;
 }
 
-int privileges_drop(const char *user, const char *group, char *err, size_t errlen)
+int privileges_drop(const char *user, const char *group, int dir, char *err, size_t errlen)
 {
 	const struct passwd *pw = NULL;
 	gid_t gid = 0;
@@ -61,6 +61,8 @@ int privileges_drop(const char *user, const char *group, char *err, size_t errle
 			 user ? user : "-", group ? group : "-");
 		return -EPERM;
 	}
+	if (pw && dir >= 0)
+		(void)!fchown(dir, pw->pw_uid, gid);
 	prctl(PR_SET_KEEPCAPS, 1);
 	if ((pw && initgroups(pw->pw_name, gid) < 0) || (!pw && setgroups(1, &gid) < 0) || setgid(gid) < 0 ||
 	    (pw && setuid(pw->pw_uid) < 0)) {

@@ -4,7 +4,6 @@
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>
 #include <errno.h>
-#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -27,20 +26,16 @@ struct kern_listen {
 
 static int adopt_pinned(const struct pin_dir *pins)
 {
-	char path[PATH_MAX];
 	struct bpf_map_info info = { 0 };
 	uint32_t n = sizeof(info);
-	int fd;
+	int fd = pin_get(pins, "listeners");
 
-	if (snprintf(path, sizeof(path), "%s/listeners", pin_path(pins)) >= (int)sizeof(path))
-		return -1;
-	fd = bpf_obj_get(path);
 	if (fd >= 0 && (bpf_obj_get_info_by_fd(fd, &info, &n) < 0 || info.type != BPF_MAP_TYPE_REUSEPORT_SOCKARRAY ||
 			info.value_size != sizeof(uint64_t) || info.max_entries != ENTRIES)) {
 		close(fd);
 		fd = -1;
 	}
-	return fd;
+	return fd < 0 ? -1 : fd;
 }
 
 static int open_maps(struct kern_listen *l)

@@ -31,9 +31,10 @@ struct pin_dir {
 
 static const char *const pin_names[] = { "health", "counters", "meta", "flows", "listeners" };
 
+/* By the descriptor: once root is given up the way there may be barred (systemd mounts the bpffs with mode 700). */
 static bool pin_name(char out[PATH_MAX], const struct pin_dir *d, const char *name, const char *suffix)
 {
-	int n = snprintf(out, PATH_MAX, "%s/%s%s", d->path, name, suffix);
+	int n = snprintf(out, PATH_MAX, "/proc/self/fd/%d/%s%s", d->lock, name, suffix);
 	return n > 0 && n < PATH_MAX;
 }
 
@@ -141,19 +142,26 @@ int pin_lock_fd(const struct pin_dir *d)
 	return d->lock;
 }
 
-/* A pinned array of the wanted shape (entries 0: any number), or -errno; -ESTALE and more in why when it is another shape. */
-static int pinned_array(struct pin_dir *d, const char *name, size_t value_size, uint32_t entries, char *why, size_t why_n)
+int pin_get(const struct pin_dir *d, const char *name)
 {
 	char path[PATH_MAX];
-	struct bpf_map_info info = { 0 };
-	uint32_t n = sizeof(info);
 	int fd;
 
 	if (!pin_name(path, d, name, ""))
 		return -ENAMETOOLONG;
 	fd = bpf_obj_get(path);
+	return fd < 0 ? -errno : fd;
+}
+
+/* A pinned array of the wanted shape (entries 0: any number), or -errno; -ESTALE and more in why when it is another shape. */
+static int pinned_array(struct pin_dir *d, const char *name, size_t value_size, uint32_t entries, char *why, size_t why_n)
+{
+	struct bpf_map_info info = { 0 };
+	uint32_t n = sizeof(info);
+	int fd = pin_get(d, name);
+
 	if (fd < 0)
-		return -errno;
+		return fd;
 	if (bpf_obj_get_info_by_fd(fd, &info, &n) < 0 || info.type != BPF_MAP_TYPE_ARRAY || info.value_size != value_size ||
 	    (entries && info.max_entries != entries)) {
 		size_t at = strlen(why);

@@ -25,6 +25,9 @@ void pin_close(struct pin_dir *d);
 const char *pin_path(const struct pin_dir *d);
 int pin_lock_fd(const struct pin_dir *d);
 
+/* The map pinned under a name, the caller's to close, or -errno. */
+int pin_get(const struct pin_dir *d, const char *name);
+
 /*
  * Between open and load: makes the maps take over the pinned ones. 0: adopted.
  * 1: there are pins, but of another layout. -ENOENT: none. why: which were not adopted, and how they differ; "" none.
