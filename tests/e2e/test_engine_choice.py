@@ -189,10 +189,14 @@ def test_bpftool_shows_who_moves_what(sluice, backend):
         c.send(request_bytes())
         c.read_head()
         here = "%s:%d" % c.sock.getsockname()[:2]
-        live = wait_until(lambda: [f for f in flows() if f["epoch"] and f["spills"]], "a flow that is braked")
+
+        def moving():
+            c.read_exactly(64 * KiB)
+            return [f for f in flows() if f["epoch"] and f["spills"] and f["redirected"]]
+        live = wait_until(moving, "a flow that is moved and braked")
         assert len(live) == 1
         f = live[0]
         assert (f["source_peer"], f["target_peer"]) == (b.address, here), f
-        assert f["redirected"] > 0 and f["passed"] > 0 and 0 < f["limit"] <= 64 * MiB and "trims" in f, f
+        assert f["passed"] > 0 and 0 < f["limit"] <= 64 * MiB and "trims" in f, f
         c.reset()
     wait_until(lambda: not flows(), "the slot to be given back")
