@@ -29,7 +29,7 @@ void body_init(struct body *b, struct worker *w, enum body_direction d, struct c
 		.head = head,
 		.framing = framing,
 		.left = length,
-		.splice = { .fd = { -1, -1 } },
+		.pipe = PIPE_NONE,
 		.ended = framing == HTTP_BODY_NONE || (framing == HTTP_BODY_LENGTH && length == 0),
 	};
 	if (framing == HTTP_BODY_CHUNKED)

@@ -27,6 +27,7 @@
 #include "base/buf.h"
 #include "http/http.h"
 #include "io/conn.h"
+#include "io/pipe.h"
 #include "kern/flow.h"
 
 struct worker;
@@ -46,11 +47,6 @@ enum body_result {
 };
 
 enum body_direction { BODY_REQUEST, BODY_RESPONSE };
-
-struct body_splice_state {
-	int fd[2];	/* the pipe; -1: none */
-	size_t in_pipe; /* bytes in it */
-};
 
 /* How a source brings its bytes: see body_splice.c. */
 struct body_rhythm {
@@ -85,7 +81,7 @@ struct body {
 	enum body_engine_id best;   /* fastest one that moved any of it */
 	const char *why_not;	    /* why the body was not moved by a faster engine; static text */
 	uint64_t run;		    /* bytes of the run the engine holds that it has not reported moved */
-	struct body_splice_state splice;
+	struct pipe pipe; /* of the splice engine, while it holds bytes */
 	struct body_rhythm rhythm;
 	struct flow flow;
 	bool src_unix, dst_unix; /* unix sockets */

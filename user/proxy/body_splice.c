@@ -14,18 +14,13 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <unistd.h>
 
-#include "base/fault.h"
 #include "io/sock.h"
 #include "io/tls.h"
 #include "proxy/body.h"
 #include "proxy/worker.h"
 
-#define PIPE_BYTES (1u << 20)
-#define FILL_FIRST (256u << 10) /* of a body whose end may be near: more only spills the processor's cache */
-#define FILL_MIN (64u << 10)
-#define LONG_BYTES (4u << 20) /* a body that moved so much is long */
+#define LONG_BYTES (4u << 20) /* a body that moved so much is long; shorter ones moved by more at once only spill the processor's cache */
 #define TURN_BYTES (4u << 20)
 
 /*
@@ -46,55 +41,27 @@ static bool tls_in_kernel(const struct conn *c, unsigned direction)
 	return !c->tls || (tls_kernel(c->tls) & direction);
 }
 
-static bool pipe_open(struct worker *w, int fd[2])
+/* A pipe for the body, if it has none. */
+static bool lend(struct body *b)
 {
-	if (!descriptors_take(&w->fds, 2))
-		return false;
-	if (pipe2(fd, O_NONBLOCK | O_CLOEXEC) == 0)
+	struct worker *w = b->worker;
+	bool fresh = w->pipes.idle_n == 0;
+
+	if (pipe_open(&b->pipe))
 		return true;
-	descriptors_give(&w->fds, 2);
+	if (!fresh || descriptors_take(&w->fds, 2)) {
+		if (pipe_take(&w->pipes, &b->pipe))
+			return true;
+		descriptors_give(&w->fds, 2); /* only a fresh one can not be had */
+	}
+	body_refuse(b, "no pipe could be made", &w->counters->fallback_no_pipe);
 	return false;
 }
 
-static bool pipe_take(struct body *b)
+static void give_back(struct body *b)
 {
-	struct worker *w = b->worker;
-
-	if (b->splice.fd[0] >= 0)
-		return true;
-	if (w->pipes_n) {
-		w->pipes_n--;
-		b->splice.fd[0] = w->pipes[w->pipes_n][0];
-		b->splice.fd[1] = w->pipes[w->pipes_n][1];
-	} else if (fault_hit(FAULT_PIPE) || !pipe_open(w, b->splice.fd)) {
-		b->splice.fd[0] = b->splice.fd[1] = -1;
-		body_refuse(b, "no pipe could be made", &w->counters->fallback_no_pipe);
-		return false;
-	} else {
-		fcntl(b->splice.fd[0], F_SETPIPE_SZ, PIPE_BYTES); /* a smaller one works too */
-	}
-	b->splice.in_pipe = 0;
-	w->pipes_out++;
-	return true;
-}
-
-static void pipe_give(struct body *b)
-{
-	struct worker *w = b->worker;
-
-	if (b->splice.fd[0] < 0)
-		return;
-	w->pipes_out--;
-	if (b->splice.in_pipe == 0 && w->pipes_n < WORKER_PIPES_MAX) {
-		w->pipes[w->pipes_n][0] = b->splice.fd[0];
-		w->pipes[w->pipes_n][1] = b->splice.fd[1];
-		w->pipes_n++;
-	} else {
-		close(b->splice.fd[0]);
-		close(b->splice.fd[1]);
-		descriptors_give(&w->fds, 2);
-	}
-	b->splice.fd[0] = b->splice.fd[1] = -1;
+	if (pipe_give(&b->worker->pipes, &b->pipe))
+		descriptors_give(&b->worker->fds, 2);
 }
 
 int body_splice_start(struct body *b, _unused_ uint64_t n)
@@ -110,22 +77,24 @@ int body_splice_start(struct body *b, _unused_ uint64_t n)
 		body_refuse(b, "TLS is not in the kernel", &w->counters->fallback_tls);
 		return 1;
 	}
-	return pipe_take(b) ? 0 : 1;
+	return lend(b) ? 0 : 1;
 }
 
 void body_splice_stop(struct body *b)
 {
-	pipe_give(b);
+	give_back(b);
 }
 
-/* How much to take from the source at once. */
-static size_t fill_bytes(const struct body *b)
+/* How much to take from the source at once: what the target does not take of it stays in the pipe, and counts as splice.memory. */
+static size_t fill_bytes(struct body *b)
 {
-	const struct worker *w = b->worker;
-	uint64_t share = w->conf->splice.memory / 2 / w->conf->threads / MAX_OF(w->pipes_out, 1u);
-	uint64_t most = b->moved[BODY_SPLICE] < LONG_BYTES ? FILL_FIRST : PIPE_BYTES;
+	struct worker *w = b->worker;
+	uint64_t share = w->conf->splice.memory / 2 / w->conf->threads / MAX_OF(w->pipes.lent, 1u);
 
-	return (size_t)MIN_OF(most, MAX_OF(share, (uint64_t)FILL_MIN));
+	if (b->moved[BODY_SPLICE] < LONG_BYTES)
+		return (size_t)MIN_OF((uint64_t)PIPE_FIRST, MAX_OF(share, (uint64_t)PIPE_LEAST));
+	pipe_widen(&w->pipes, &b->pipe);
+	return (size_t)MIN_OF((uint64_t)b->pipe.size, MAX_OF(share, (uint64_t)PIPE_LEAST));
 }
 
 static ssize_t fill(struct body *b, size_t n)
@@ -133,9 +102,9 @@ static ssize_t fill(struct body *b, size_t n)
 	ssize_t r;
 
 	if (b->src->tls)
-		return tls_splice_in(b->src->tls, b->splice.fd[1], n);
+		return tls_splice_in(b->src->tls, b->pipe.fd[1], n);
 	do
-		r = splice(b->src->watch.fd, NULL, b->splice.fd[1], NULL, n, SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
+		r = splice(b->src->watch.fd, NULL, b->pipe.fd[1], NULL, n, SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
 	while (r < 0 && errno == EINTR);
 	return r < 0 ? -errno : r;
 }
@@ -145,9 +114,9 @@ static ssize_t drain(struct body *b, bool more)
 	ssize_t r;
 
 	if (b->dst->tls)
-		return tls_splice_out(b->dst->tls, b->splice.fd[0], b->splice.in_pipe, more);
+		return tls_splice_out(b->dst->tls, b->pipe.fd[0], b->pipe.filled, more);
 	do
-		r = splice(b->splice.fd[0], NULL, b->dst->watch.fd, NULL, b->splice.in_pipe,
+		r = splice(b->pipe.fd[0], NULL, b->dst->watch.fd, NULL, b->pipe.filled,
 			   SPLICE_F_MOVE | SPLICE_F_NONBLOCK | (more ? SPLICE_F_MORE : 0));
 	while (r < 0 && errno == EINTR);
 	return r < 0 ? -errno : r;
@@ -159,7 +128,7 @@ static enum body_result source_dry(struct body *b, uint64_t bytes)
 	struct body_rhythm *r = &b->rhythm;
 	uint64_t now = loop_now(b->worker->loop);
 
-	pipe_give(b);
+	give_back(b);
 	b->stuck_dst = false;
 	if (bytes == 0)
 		return BODY_WAIT;
@@ -193,7 +162,7 @@ enum body_result body_splice_step(struct body *b)
 	ssize_t n;
 
 	for (;;) {
-		while (b->splice.in_pipe) {
+		while (b->pipe.filled) {
 			if (!b->dst->writable)
 				return target_full(b);
 			n = drain(b, false);
@@ -205,7 +174,7 @@ enum body_result body_splice_step(struct body *b)
 				b->err = (int)n;
 				return BODY_DST_FAILED;
 			}
-			b->splice.in_pipe -= (size_t)n;
+			b->pipe.filled -= (uint32_t)n;
 			left -= left == UINT64_MAX ? 0 : (uint64_t)n;
 			turn += (uint64_t)n;
 			body_account(b, BODY_SPLICE, (uint64_t)n);
@@ -218,7 +187,7 @@ enum body_result body_splice_step(struct body *b)
 		}
 		if (!b->src->readable)
 			return source_dry(b, turn);
-		if (!pipe_take(b))
+		if (!lend(b))
 			return BODY_DONE; /* what is left of the run goes by copy */
 		n = fill(b, (size_t)MIN_OF(left, (uint64_t)fill_bytes(b)));
 		if (n == -EAGAIN) {
@@ -229,7 +198,7 @@ enum body_result body_splice_step(struct body *b)
 		} else if (n == 0) {
 			b->src->eof = true;
 		} else {
-			b->splice.in_pipe = (size_t)n;
+			b->pipe.filled = (uint32_t)n;
 		}
 	}
 }

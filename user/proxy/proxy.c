@@ -183,6 +183,7 @@ static void *worker_main(void *arg)
 
 	snprintf(name, sizeof(name), "worker-%u", w->index);
 	pthread_setname_np(pthread_self(), name);
+	pipe_pool_init(&w->pipes, w->proxy->n); /* after privileges were given up: they bound it */
 	r = loop_run(w->loop);
 	if (r < 0)
 		log_error("worker_failed", "worker=%u errno=%d reason=\"%s\"", w->index, -r, strerror(-r));

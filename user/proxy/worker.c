@@ -96,10 +96,7 @@ static void give_up_waiting(struct worker *w, uint64_t now)
 
 bool worker_spare(struct worker *w)
 {
-	if (w->pipes_n) {
-		w->pipes_n--;
-		close(w->pipes[w->pipes_n][0]);
-		close(w->pipes[w->pipes_n][1]);
+	if (pipe_spare(&w->pipes)) {
 		descriptors_give(&w->fds, 2);
 		return true;
 	}
@@ -281,10 +278,7 @@ void worker_deinit(struct worker *w)
 		w->free_exchanges = x->next_free;
 		exchange_free(x);
 	}
-	for (unsigned i = 0; i < w->pipes_n; i++) {
-		close(w->pipes[i][0]);
-		close(w->pipes[i][1]);
-	}
+	pipe_pool_deinit(&w->pipes);
 	buf_deinit(&w->log);
 	session_slab_deinit(w);
 }

@@ -15,6 +15,7 @@
 #include "conf/conf.h"
 #include "http/http.h"
 #include "io/loop.h"
+#include "io/pipe.h"
 #include "io/tls.h"
 #include "kern/bpf.h"
 #include "kern/flow.h"
@@ -22,7 +23,6 @@
 #include "lb/retry.h"
 #include "proxy/descriptors.h"
 
-#define WORKER_PIPES_MAX 64
 #define WORKER_POOL_BUCKETS 64
 
 struct access_log;
@@ -79,8 +79,7 @@ struct worker {
 	struct timer tick; /* once a second: pool, log */
 
 	struct descriptors_share fds;
-	int pipes[WORKER_PIPES_MAX][2]; /* empty ones, for the splice engine */
-	unsigned pipes_n, pipes_out; /* in the pool; lent to bodies */
+	struct pipe_pool pipes; /* for the splice engine */
 
 	struct session_slab *slabs; /* memory of the sessions; see session_slab.h */
 	void *free_sessions;
