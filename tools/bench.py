@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """
-The benchmarks: sluice beside the distribution's HAProxy and nginx, on this machine, over loopback.
+The benchmarks: sluice beside the distribution's HAProxy and nginx, on this machine, over loopback or (--netns) between network namespaces.
 
 Rounds are interleaved: each round runs every proxy once, in turn, and the next begins with another one, so that a machine that
 becomes slower is slower for all. What counts is the median. A round during which other processes used the machine is
@@ -19,7 +19,7 @@ import sys
 import time
 
 sys.dont_write_bytecode = True
-from bench import loads, machine, proxies, report  # noqa: E402
+from bench import loads, machine, network, proxies, report  # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FOREIGN_MAX = 0.10  # processors' worth of other work that a round may see
@@ -32,8 +32,9 @@ def arguments():
     p.add_argument("--only", default="", metavar="a,b", help="these loads: " + ", ".join(f"{x.key} {x.title}" for x in loads.LOADS))
     p.add_argument("--rounds", type=int, help="rounds of each (default 3; quick 1)")
     p.add_argument("--seconds", type=float, help="measured in each round (default 4; quick 2)")
-    p.add_argument("--engines", default="auto,splice,copy", help="of sluice; the first is held against the goals (default %(default)s; quick: auto)")
+    p.add_argument("--engines", default="auto,sockmap,splice,copy", help="of sluice; the first is held against the goals (default %(default)s; quick: auto)")
     p.add_argument("--peers", default="haproxy,nginx", help="the others (default %(default)s)")
+    p.add_argument("--netns", action="store_true", help="origin, proxy and load generator in a network namespace each instead of loopback; needs root")
     p.add_argument("--no-wait", action="store_true", help="do not wait for other processes to leave the machine alone")
     p.add_argument("--splice", action="append", default=[], metavar="KEY=VALUE", help="add to sluice's splice section, e.g. window=4MiB")
     p.add_argument("--build", default=str(ROOT / "build"), help="where the programs are (default %(default)s)")
@@ -65,10 +66,11 @@ class Bench:
         self.done = 0
         self.total = 0
         self.waits = 0 if args.no_wait else 15 if args.quick else 120  # seconds that may go into waiting for a quiet machine
+        self.network = network.Namespaces() if args.netns else network.Loopback()
         self.repeats = 0.0  # and into repeating rounds that were not quiet
 
     def make(self, cls, *more):
-        return cls(self.build, self.directory, *more)
+        return cls(self.build, self.directory, self.network, *more)
 
     def contestants(self):
         every = [self.make(proxies.Direct), self.make(proxies.HAProxy), self.make(proxies.Nginx)]
@@ -146,7 +148,7 @@ class Bench:
         results = {}
         for load, rounds, who in plan:
             print(f"-- {load.key}: {load.title}", flush=True)
-            origin = proxies.Origin(self.build, self.directory, load.threads, self.certs)
+            origin = proxies.Origin(self.build, self.directory, load.threads, self.certs, self.network)
             try:
                 got = {p.key: [] for p in who}
                 for n in range(rounds):
@@ -172,6 +174,7 @@ class Bench:
             "haproxy": first_line(proxies.find("haproxy"), "-v"), "nginx": first_line(proxies.find("nginx"), "-v"),
             "sluice": first_line(str(self.build / "sluice"), "-V"), "splice": self.args.splice, "rounds": self.args.rounds,
             "window_seconds": self.args.seconds, "load_average": os.getloadavg()[0],
+            "network": self.network.label, "congestion_control": machine.congestion_control(),
             "tcp_buffers": machine.tcp_buffer_limits(), "window_bytes": self.window(),
         }
 
@@ -185,9 +188,12 @@ def main():
     bench = Bench(args)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what was started is stopped
     try:
+        bench.network.open()
         results = bench.run()
     except KeyboardInterrupt:
         sys.exit(130)
+    finally:
+        bench.network.close()
     report.summarise(results)
     (bench.directory / "results.json").write_text(json.dumps(results, indent=1))
     (bench.directory / "table.md").write_text(report.markdown(results))

@@ -98,10 +98,10 @@ LOADS = [
     Load("f", "stalled clients on bodies of 4 GB", "/", STALL_CLIENTS, [Goal(HELD), Goal(MEMORY)], [HELD, MEMORY, GROWTH],
          kind="stalled"),
     Load("g", "one client flat out on 4 GB bodies", "/bytes/4294967296", 1, [Goal(CPU, 0.8), Goal(GBIT, 1.0)]),
-    Load("j", "256 backends at 2 MB/s, 64 MiB bodies", "/slow?bytes=67108864&rate=2000000&ms=2", 256, [Goal(CPU, 0.7)], warmup=2),
-    Load("k", "1,000 backends at 200 kB/s, 16 MiB bodies", "/slow?bytes=16777216&rate=200000&ms=10", 1000, [Goal(CPU, 0.7)], warmup=2.5),
     Load("h", "chunked 1 MiB bodies in 16 KiB chunks, 32 connections", "/chunked/1048576?chunk=16384", 32),
     Load("i", "1 MiB bodies from an HTTPS origin, 32 connections", "/bytes/1048576", 32, tls=True, every_engine=False),
+    Load("j", "256 backends at 2 MB/s, 64 MiB bodies", "/slow?bytes=67108864&rate=2000000&ms=2", 256, [Goal(CPU, 0.7)], warmup=2),
+    Load("k", "1,000 backends at 200 kB/s, 16 MiB bodies", "/slow?bytes=16777216&rate=200000&ms=10", 1000, [Goal(CPU, 0.7)], warmup=2.5),
 ]
 
 
@@ -113,9 +113,9 @@ def stall_bound_mb(window, metric):
 
 
 class Loadgen:
-    def __init__(self, build, directory, load, port, duration, more=()):
-        argv = [build / "loadgen", "--path", load.path, "--linger", "--connections", load.connections, "--duration", duration, *load.args,
-                *more, f"127.0.0.1:{port}"]
+    def __init__(self, build, directory, load, proxy, duration, more=()):
+        argv = [*proxy.network.as_client, build / "loadgen", "--path", load.path, "--linger", "--connections", load.connections, "--duration", duration, *load.args,
+                *more, proxy.url_host()]
         self.log = directory / "loadgen.log"
         self.log.unlink(missing_ok=True)
         self.process = proxies.spawn(argv, self.log, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -147,7 +147,7 @@ def timed_round(bench, load, proxy, origin, seconds):
     proxy.start(origin, load.threads, load.tls)
     moved = proxy.body_bytes()
     warmup = min(load.warmup, seconds)
-    g = Loadgen(bench.build, bench.directory, load, proxy.port, seconds, ["--warmup", warmup])
+    g = Loadgen(bench.build, bench.directory, load, proxy, seconds, ["--warmup", warmup])
     try:
         groups = {"proxy": proxy.pids(), "loadgen": [g.process.pid], "origin": origin.pids()}
         g.wait("begin", warmup + 10)
@@ -185,7 +185,7 @@ def idle_round(bench, load, proxy, origin, seconds):
     """One answered request on each connection, then nothing: what the process holds."""
     proxy.start(origin, load.threads)
     n = min(load.connections, proxy.max_connections)
-    g = Loadgen(bench.build, bench.directory, load, proxy.port, 1, ["--hold", "--sample", "0", "--connections", n])
+    g = Loadgen(bench.build, bench.directory, load, proxy, 1, ["--hold", "--sample", "0", "--connections", n])
     try:
         g.wait("held", 40)
         time.sleep(min(seconds, 1))
@@ -259,10 +259,10 @@ def stalled_round(bench, load, proxy, origin, seconds):
     filler = Filler()
     g = None
     try:
-        proxy.start(origin, load.threads, port=filler.port)
+        proxy.start(origin, load.threads, port=filler.port)  # always over loopback: the origin is this program
         time.sleep(0.2)
         free = machine.memory_available()
-        g = Loadgen(bench.build, bench.directory, load, proxy.port, 1,
+        g = Loadgen(bench.build, bench.directory, load, proxy, 1,
                     ["--stall-after", STALL_READ, "--sample", "0", "--rcvbuf", STALL_RCVBUF])
         read = g.wait("held", 20)["bytes"]
         time.sleep(1.5)

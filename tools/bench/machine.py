@@ -124,6 +124,10 @@ def tcp_buffer_limits():
     return tuple(int(_read(f"/proc/sys/net/ipv4/{name}").split()[2]) for name in ("tcp_rmem", "tcp_wmem"))
 
 
+def congestion_control():
+    return _read("/proc/sys/net/ipv4/tcp_congestion_control").strip()
+
+
 def rss(pids):
     """(RSS, PSS) in bytes, summed; PSS counts a shared page once."""
     resident = shared = 0

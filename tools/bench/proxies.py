@@ -17,6 +17,7 @@ import time
 import urllib.request
 
 from . import machine
+from .network import Loopback
 
 FILES = 20000
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -57,11 +58,12 @@ def find(name):
 
 
 class Origin:
-    def __init__(self, build, directory, threads, certs):
+    def __init__(self, build, directory, threads, certs, network):
         ready = directory / "origin.json"
         ready.unlink(missing_ok=True)
         self.certs = certs
-        self.process = spawn([build / "origin", "--threads", threads, "--http", "127.0.0.1:0", "--https", "127.0.0.1:0", "--cert",
+        at = f"{network.origin_listen}:0"
+        self.process = spawn([*network.as_origin, build / "origin", "--threads", threads, "--http", at, "--https", at, "--cert",
                               certs / "server.pem", "--key", certs / "server.key", "--ktls", "--port-file", ready],
                              directory / "origin.log")
         deadline = time.monotonic() + 10
@@ -87,8 +89,9 @@ class Proxy:
     key = label = program = ""
     max_connections = 10000
 
-    def __init__(self, build, directory):
+    def __init__(self, build, directory, network):
         self.build, self.directory = build, directory
+        self.usual_network = network
         self.process = None
         self.port = 0
 
@@ -96,8 +99,14 @@ class Proxy:
         """Why it can not take part, or None."""
         return None if find(self.program) else f"{self.program} is not installed"
 
+    def url_host(self):
+        """host:port for the load generator."""
+        return f"{self.network.proxy_seen_by_client}:{self.port}"
+
     def start(self, origin, threads, tls=False, port=None):
-        """port: of another origin than the one given."""
+        """port: of another origin than the one given, on this host."""
+        self.network = Loopback() if port else self.usual_network
+        self.listen, self.origin_host = self.network.proxy, self.network.origin
         for attempt in range(3):
             self.port = free_port()
             argv = self.prepare(port or (origin.https if tls else origin.http), threads, origin.certs if tls else None)
@@ -152,6 +161,10 @@ class Direct(Proxy):
 
     def start(self, origin, threads, tls=False, port=None):
         self.port = port or origin.http
+        self.network = Loopback() if port else self.usual_network
+
+    def url_host(self):
+        return f"{self.network.origin_seen_by_client}:{self.port}"
 
     def pids(self):
         return []
@@ -177,10 +190,10 @@ defaults
     timeout server 300s
     timeout http-keep-alive 300s
 frontend bench
-    bind 127.0.0.1:{self.port}
+    bind {self.listen}:{self.port}
     default_backend origin
 backend origin
-    server one 127.0.0.1:{origin_port}{tls}
+    server one {self.origin_host}:{origin_port}{tls}
 """)
         return [find("haproxy"), "-db", "-f", path]
 
@@ -213,12 +226,12 @@ http {{
     keepalive_timeout 300s;
     send_timeout 300s;
     upstream origin {{
-        server 127.0.0.1:{origin_port};
+        server {self.origin_host}:{origin_port};
         keepalive 256;
         keepalive_requests 1000000000;
     }}
     server {{
-        listen 127.0.0.1:{self.port} backlog=4096;
+        listen {self.listen}:{self.port} backlog=4096;
         location / {{
             proxy_pass {scheme}://origin;
             proxy_http_version 1.1;
@@ -235,8 +248,8 @@ http {{
 class Sluice(Proxy):
     program = "sluice"
 
-    def __init__(self, build, directory, engine, splice=None):
-        super().__init__(build, directory)
+    def __init__(self, build, directory, network, engine, splice=None):
+        super().__init__(build, directory, network)
         self.engine = engine
         self.key, self.label = f"sluice-{engine}", f"sluice ({engine})"
         self.splice = splice or {}
@@ -258,11 +271,11 @@ admin: {{http: "127.0.0.1:{self.admin}"}}
 bpf: {{pin_dir: {self.pin_dir}}}
 splice: {{engine: {self.engine}{more}}}
 listeners:
-  - address: 127.0.0.1:{self.port}
+  - address: {self.listen}:{self.port}
     timeouts: {{idle: 300s, write: 300s}}
 upstreams:
   origin:{tls}
-    servers: [{{address: "127.0.0.1:{origin_port}"}}]
+    servers: [{{address: "{self.origin_host}:{origin_port}"}}]
     keepalive: {{max_idle: 256}}
 """)
         return [self.build / "sluice", "-c", path]

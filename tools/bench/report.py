@@ -8,7 +8,7 @@ from . import loads
 LOADS = {x.key: x for x in loads.LOADS}
 CAVEAT = (
     "CPU s/GB is the whole machine's busy time less the load generator, the origin, this program and foreign processes, so kernel "
-    "workers count for the proxy. On loopback the kernel runs the receiving side's TCP work, a sockmap program included, in the "
+    "workers count for the proxy. Over loopback and veth the kernel runs the receiving side's TCP work, a sockmap program included, in the "
     "sender's context, so part of every proxy's receive work is charged to the origin: \"whole machine\" counts everybody, and "
     "\"added to no proxy\" is that less what the same load costs without a proxy. GB is 10^9 bytes.")
 
@@ -138,7 +138,7 @@ def _markdown_table(head, rows):
 
 def _about(results):
     a = results["about"]
-    return (f"Linux {a['kernel']}, {a['processors']} x {a['cpu']}; {a['haproxy']}; {a['nginx']}; {a['sluice']}"
+    return (f"{a['network'].capitalize()}; Linux {a['kernel']}, {a['processors']} x {a['cpu']}, {a['congestion_control']}; {a['haproxy']}; {a['nginx']}; {a['sluice']}"
             f"{' with splice ' + str(a['splice']) if a['splice'] else ''}; {a['rounds']} rounds of {a['window_seconds']:g} s, medians"
             f" (lowest-highest); tcp_rmem/tcp_wmem to {a['tcp_buffers'][0] >> 20}/{a['tcp_buffers'][1] >> 20} MiB.")
 

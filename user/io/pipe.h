@@ -15,7 +15,7 @@
 
 #define PIPE_POOL_MAX 64
 #define PIPE_LEAST (64u << 10) /* of less use than a copy */
-#define PIPE_FIRST (256u << 10)
+#define PIPE_FIRST (128u << 10)
 #define PIPE_WIDE (1u << 20)
 
 struct pipe {
