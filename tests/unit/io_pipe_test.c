@@ -66,20 +66,22 @@ static void a_pipe_with_bytes_in_it_is_not_lent_again(void **state)
 static void the_budget_bounds_size_not_number(void **state)
 {
 	struct pipe_pool pool;
-	struct pipe p[6];
+	enum { FIRST = PIPE_WIDE / PIPE_FIRST, ALL = FIRST + 2 };
+	struct pipe p[ALL];
 
 	(void)state;
 	pipe_pool_init(&pool, 1);
-	pool.budget = PIPE_WIDE + 2 * PIPE_LEAST;
-	for (unsigned i = 0; i < 6; i++)
+	pool.budget = PIPE_WIDE;
+	for (unsigned i = 0; i < ALL; i++)
 		assert_true(pipe_take(&pool, &p[i]));
 	assert_int_equal(p[0].size, PIPE_FIRST);
-	assert_int_equal(p[5].size, PIPE_LEAST);
+	assert_int_equal(p[FIRST - 1].size, PIPE_FIRST);
+	assert_int_equal(p[ALL - 1].size, PIPE_LEAST);
 	pipe_widen(&pool, &p[0]);
 	assert_int_equal(p[0].size, PIPE_FIRST);
-	for (unsigned i = 1; i < 6; i++) {
+	for (unsigned i = 1; i < ALL; i++) {
 		p[i].filled = 1; /* closed, not pooled: what it took is free again */
-		pipe_give(&pool, &p[i]);
+		assert_true(pipe_give(&pool, &p[i]));
 	}
 	pipe_widen(&pool, &p[0]);
 	assert_int_equal(p[0].size, PIPE_WIDE);
