@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """HTTPS to clients."""
 import json
+import signal
 import socket
 import ssl
 
@@ -9,6 +10,8 @@ import pytest
 from lib import certs as certificates
 from lib import pattern
 from lib.client import Client, Ended, request_bytes
+from lib.sluice import free_port
+from lib.upgrade import Line
 
 
 def context(certs_dir, **kw):
@@ -25,6 +28,10 @@ def proxy(module_sluice, origin, certs_dir, tmp_path_factory):
     return module_sluice([origin.address], listener={"timeouts": {"head": "5s"}, "tls": {"certificates": [
         {"cert": str(certs_dir / "server.pem"), "key": str(certs_dir / "server.key")},
         {"cert": str(other[0]), "key": str(other[1])}]}})
+
+
+def tls_listener(certs_dir):
+    return {"tls": {"certificates": [{"cert": str(certs_dir / "server.pem"), "key": str(certs_dir / "server.key")}]}}
 
 
 def connect(proxy, certs_dir, name="one.demo", **kw):
@@ -107,6 +114,50 @@ def test_sessions_are_resumed(proxy, certs_dir):
     raw = socket.create_connection(proxy.address)
     with ctx.wrap_socket(raw, server_hostname="one.demo", session=session) as s:
         assert s.session_reused
+
+
+def session_of(d, ctx):
+    """(session the daemon gave, whether a new connection resumes it). In TLS 1.3 the ticket comes with the answer."""
+    with Client(d.address, tls=ctx, server_name="one.demo") as c:
+        assert c.get("/").status == 200
+        return c.sock.session
+
+
+def resumes(d, ctx, session, address=None):
+    with socket.create_connection(address or d.address) as raw, \
+            ctx.wrap_socket(raw, server_hostname="one.demo", session=session) as s:
+        return s.session_reused
+
+
+VERSIONS = pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+
+
+@VERSIONS
+def test_sessions_outlive_a_reload_and_an_upgrade(sluice, origin, certs_dir, tmp_path, version):
+    """Each worker may get the connection that resumes: tries are many."""
+    d = sluice([origin.address], listener=tls_listener(certs_dir), upgrade_sock=str(tmp_path / "up.sock"))
+    line = Line(d)
+    ctx = context(certs_dir, maximum_version=version)
+    try:
+        for change in ("reload", "upgrade"):
+            sessions = [session_of(d, ctx) for _ in range(8)]
+            if change == "reload":
+                d.send_signal(signal.SIGHUP)
+                d.wait_event("reloaded")
+            else:
+                line.upgrade()
+            assert [resumes(d, ctx, s) for s in sessions] == [True] * 8, f"after {change}"
+    finally:
+        line.end()
+
+
+def test_a_session_is_of_one_listener(sluice, origin, certs_dir):
+    port = free_port()
+    d = sluice([origin.address], listener=tls_listener(certs_dir),
+               listeners=[{"address": f"127.0.0.1:{port}", **tls_listener(certs_dir)}])
+    ctx = context(certs_dir)
+    assert resumes(d, ctx, session_of(d, ctx))
+    assert not resumes(d, ctx, session_of(d, ctx), ("127.0.0.1", port))
 
 
 def test_http_1_1_is_what_alpn_gives(proxy, certs_dir):

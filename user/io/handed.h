@@ -16,6 +16,7 @@ enum handed_kind {
 	HANDED_PIN_LOCK = 5, /* name: the pin directory */
 	HANDED_COUNTS = 6,   /* the reading end of a socket, any number: control/counts.h */
 	HANDED_PID_FILE = 7, /* name: its path; the lock on it goes along */
+	HANDED_TICKETS = 8,  /* a memory file with the keys of TLS session tickets */
 };
 
 #define HANDED_OWNS_PATH 1u /* a unix socket's file goes with it */

@@ -62,6 +62,7 @@ struct tls_server_options {
 	size_t n;
 	const char *min_version, *max_version, *ciphers, *ciphersuites;
 	const struct tls_ticket_keys *tickets; /* copied; NULL: keys of this context's own */
+	const char *scope; /* a session made under another scope is not resumed; NULL: "" */
 	enum tls_ktls ktls;
 };
 

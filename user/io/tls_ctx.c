@@ -345,6 +345,18 @@ static int load_ocsp(SSL_CTX *c, struct ocsp *out, const char *path, char *err, 
 	return 0;
 }
 
+/* OpenSSL makes a full handshake where this differs from the session's. */
+static int set_scope(SSL_CTX *s, const char *scope)
+{
+	unsigned char id[EVP_MAX_MD_SIZE];
+	unsigned n;
+
+	_Static_assert(SSL_MAX_SID_CTX_LENGTH >= 32, "a SHA-256 digest must fit");
+	if (EVP_Digest(scope, strlen(scope), id, &n, EVP_sha256(), NULL) != 1)
+		return -ENOMEM;
+	return SSL_CTX_set_session_id_context(s, id, n) == 1 ? 0 : -EINVAL;
+}
+
 static int setup_server_one(struct tls_ctx *c, size_t i, const struct tls_server_options *o,
 			    struct tls_ticket_keys *keys, char *err, size_t errlen)
 {
@@ -371,7 +383,8 @@ static int setup_server_one(struct tls_ctx *c, size_t i, const struct tls_server
 	}
 	/* Sessions live in tickets alone: nothing to store, nothing to lock. */
 	SSL_CTX_set_session_cache_mode(s, SSL_SESS_CACHE_OFF);
-	SSL_CTX_set_session_id_context(s, (const unsigned char *)"sluice", 6);
+	if (set_scope(s, o->scope ? o->scope : "") < 0)
+		return refuse(-ENOMEM, err, errlen, "out of memory");
 	SSL_CTX_set_num_tickets(s, 1);
 	SSL_CTX_set_options(s, SSL_OP_CIPHER_SERVER_PREFERENCE | SSL_OP_PRIORITIZE_CHACHA);
 	if (SSL_CTX_set_tlsext_ticket_keys(s, keys->bytes, sizeof(keys->bytes)) != 1)

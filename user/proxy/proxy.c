@@ -22,6 +22,7 @@
 #include "proxy/addresses.h"
 #include "proxy/listener.h"
 #include "proxy/site.h"
+#include "proxy/tickets.h"
 #include "proxy/worker_inner.h"
 
 struct proxy {
@@ -39,6 +40,7 @@ struct proxy {
 	int drained_fd;
 	atomic_uint drained; /* workers */
 	atomic_int access_log;
+	struct tickets tickets;
 };
 
 enum order { ORDER_APPLY, ORDER_DRAIN, ORDER_END };
@@ -158,6 +160,12 @@ int proxy_new(struct proxy **out, const struct conf *conf, struct kern *k, struc
 	p->drained_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	p->access_log = -1;
 	list_init(&p->addresses);
+	r = tickets_init(&p->tickets, handed);
+	if (r < 0) {
+		fail(err, errlen, r, "no random numbers for session ticket keys");
+		proxy_stop(&p);
+		return r;
+	}
 	r = kern_listen_open(&p->listen, k);
 	if (r < 0)
 		fail(err, errlen, r, "out of memory");
@@ -278,7 +286,7 @@ int proxy_start(struct proxy *p, struct lb *lb, char *err, size_t errlen)
 	if (!p->workers || !p->first)
 		return fail(err, errlen, -ENOMEM, "out of memory");
 	p->first->addresses = copy_addresses(p->current, p->conf->listener_count);
-	r = site_new(&site, p->conf, lb, err, errlen);
+	r = site_new(&site, p->conf, lb, &p->tickets.keys, err, errlen);
 	if (r < 0)
 		return r;
 	for (unsigned i = 0; i < p->n && r == 0; i++)
@@ -372,7 +380,7 @@ static int change_prepare(struct proxy_change *c, char *err, size_t errlen)
 	if (r < 0)
 		return fail(err, errlen, r, "upstreams: %s", strerror(-r));
 	c->applied = true;
-	r = site_new(&site, c->conf, p->lb, err, errlen);
+	r = site_new(&site, c->conf, p->lb, &p->tickets.keys, err, errlen);
 	if (r < 0)
 		return r;
 	r = change_address_workers(c, site);
@@ -439,7 +447,7 @@ int proxy_collect(const struct proxy *p, struct handed *set)
 			if (handed_add(set, a->fd[k], HANDED_LISTENER, a->owns_path ? HANDED_OWNS_PATH : 0, a->configured) < 0)
 				return -ENOMEM;
 	}
-	return 0;
+	return tickets_collect(&p->tickets, set);
 }
 
 void proxy_disown_paths(struct proxy *p)
@@ -493,6 +501,7 @@ void proxy_stop(struct proxy **pp)
 	if (p->access_log >= 0)
 		close(p->access_log);
 	close(p->drained_fd);
+	tickets_deinit(&p->tickets);
 	conf_unref(p->conf);
 	free(p);
 }

@@ -61,11 +61,16 @@ static int upstream_tls(struct site *s, uint32_t i, char *err, size_t errlen)
 	return t->enabled ? tls_ctx_new_client(&s->upstream_tls[i], &o, err, errlen) : 0;
 }
 
-static int listener_tls(struct site *s, uint32_t i, char *err, size_t errlen)
+static int listener_tls(struct site *s, uint32_t i, const struct tls_ticket_keys *tickets, char *err, size_t errlen)
 {
 	const struct conf_listener_tls *t = &s->conf->listeners[i].tls;
 	struct tls_certificate *certs;
-	struct tls_server_options o = { .n = t->certificate_count, .min_version = tls_version_name(t->min_version) };
+	struct tls_server_options o = {
+		.n = t->certificate_count,
+		.min_version = tls_version_name(t->min_version),
+		.tickets = tickets,
+		.scope = s->conf->listeners[i].address.text,
+	};
 	int r;
 
 	if (!t->enabled)
@@ -96,7 +101,8 @@ static int via_text(struct site *s, uint32_t i)
 	return 0;
 }
 
-int site_new(struct site **out, const struct conf *conf, struct lb *lb, char *err, size_t errlen)
+int site_new(struct site **out, const struct conf *conf, struct lb *lb, const struct tls_ticket_keys *tickets, char *err,
+	     size_t errlen)
 {
 	struct site *s = calloc(1, sizeof(*s));
 	int r = 0;
@@ -114,7 +120,7 @@ int site_new(struct site **out, const struct conf *conf, struct lb *lb, char *er
 	for (uint32_t i = 0; i < conf->upstream_count && r == 0; i++)
 		r = upstream_tls(s, i, err, errlen);
 	for (uint32_t i = 0; i < conf->listener_count && r == 0; i++) {
-		r = listener_tls(s, i, err, errlen);
+		r = listener_tls(s, i, tickets, err, errlen);
 		if (r == 0)
 			r = via_text(s, i);
 	}

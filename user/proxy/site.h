@@ -5,7 +5,8 @@
 
 /*
  * What conf means at run time: contexts for TLS are built (files are read
- * here), the current table of lb is taken. 0 with one reference, or -errno
- * with a text in err.
+ * here), the current table of lb is taken. tickets: of the listeners' sessions,
+ * copied. 0 with one reference, or -errno with a text in err.
  */
-int site_new(struct site **out, const struct conf *conf, struct lb *lb, char *err, size_t errlen);
+int site_new(struct site **out, const struct conf *conf, struct lb *lb, const struct tls_ticket_keys *tickets, char *err,
+	     size_t errlen);
