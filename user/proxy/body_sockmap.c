@@ -63,6 +63,15 @@ int body_sockmap_start(struct body *b, uint64_t n)
 	}
 	if (b->src->eof || b->src->failed || b->dst->failed)
 		return 1;
+	/*
+	 * What is passed on a socket that has redirected bytes to send waits behind them for the socket's worker,
+	 * and the worker charges it to the socket without its lock (sk_psock_skb_ingress_self): the accounts of TCP's
+	 * memory drift. So one direction of two at the same time goes another way.
+	 */
+	if (b->src_flow->as_target || b->dst_flow->as_source) {
+		body_refuse(b, "the other direction is in the sockmap", &c->fallback_both_ways);
+		return 1;
+	}
 	if (insert(b, b->dst_flow, b->dst->watch.fd, FLOW_TARGET) != 0 ||
 	    insert(b, b->src_flow, b->src->watch.fd, FLOW_SOURCE) != 0)
 		return 1;
