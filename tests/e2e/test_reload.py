@@ -51,6 +51,7 @@ def test_reloads_under_load(sluice, origin, origin_two, moved_by):
             load.wait_more(20)
         load.stop()
     load.check()
+    assert d.metrics().bodies(moved_by, "response") > 0
     assert load.closed_after == 0, "a reload told clients to go whose listener did not change"
 
 

@@ -67,6 +67,7 @@ def test_upgrades_under_load(line, moved_by):
     load.check()
     one.wait_old_gone()
     assert load.closed_after > 0, "no client was ever told to come again: were the connections kept?"
+    assert one.d.metrics().bodies(moved_by, "response") > 0
 
 
 def test_threads_change_across_upgrades_under_load(line):

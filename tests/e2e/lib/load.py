@@ -55,6 +55,9 @@ class Load:
             time.sleep(0.005)
 
     def check(self, at_least=1):
+        wrong = sum("wrong body" in f for f in self.failures)
+        print(f"{self.total()} requests, {len(self.failures)} failed, {wrong} wrong bodies, "
+              f"{self.closed_after} connections announced their end; by kind: {self.done}")
         assert not self.failures, f"{len(self.failures)} failures in {self.total()} requests, first: {self.failures[:5]}"
         for kind, n in self.done.items():
             assert n >= at_least, f"no requests of kind {kind}: {self.done}"
