@@ -157,9 +157,10 @@ def _daemons(request, directory):
             upstreams = [upstreams]
         if isinstance(upstreams, (list, tuple)):
             upstreams = {"one": {"servers": [{"address": a} for a in upstreams]}}
+        start = kw.pop("start", True)
         d = Sluice(directory, upstreams, *args, start=False, **kw)
         made.append(d)
-        return d.start()
+        return d.start() if start else d
     yield make
     problems = []
     for d in made:

@@ -2,6 +2,7 @@
 """From one process to the next: nobody outside may notice, and whatever goes wrong, one goes on serving."""
 import json
 import os
+import shutil
 import signal
 import socket
 import ssl
@@ -386,6 +387,41 @@ def test_the_operator_is_told_of_a_bad_configuration(line):
     assert_serves(one)
 
 
+WRONG = {"fails": "#!/bin/sh\necho not this one >&2; exit 3\n", "says_nothing": "#!/bin/sh\nexit 0\n",
+         "hangs": "#!/bin/sh\nexec sleep 1000\n", "no_program": "just text\n", "not_executable": "#!/bin/sh\n"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("user", [None, "nobody"])
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_wrong_binary_leaves_the_old_process_serving(sluice, origin, tmp_path, wrong, user):
+    if user and os.geteuid() != 0:
+        pytest.skip("needs root to become another user")
+    d = sluice([origin.address], start=False, pid_file=str(tmp_path / "sluice.pid"), **({"user": user} if user else {}))
+    d.binary = tmp_path / "sluice-here"
+    shutil.copy(build.SLUICE, d.binary)
+    d.start()
+    one = Line(d)
+    try:
+        good = d.binary.with_suffix(".good")
+        d.binary.rename(good)
+        d.binary.write_text(WRONG[wrong])
+        d.binary.chmod(0o644 if wrong == "not_executable" else 0o755)
+        done = d.ctl("upgrade", check=False)
+        if done.returncode == 0:
+            d.wait_event("upgrade_failed")
+        else:
+            assert "can not be started" in done.stdout + done.stderr
+        assert_serves(one)
+        d.binary.unlink()
+        good.rename(d.binary)
+        wait_until(lambda: d.ctl("upgrade", check=False).returncode == 0, "another upgrade to be possible")
+        assert d.process.wait() == 0
+        assert_serves(one)
+    finally:
+        one.end()
+
+
 def connect_as_stranger(path, uid):
     """What a process of another user gets: in a child, which can change its user."""
     r, w = os.pipe()
@@ -481,6 +517,69 @@ def test_health_and_what_the_operator_decided_go_along(line, own_origin):
         pytest.skip("no pinned maps here")
     one.d.stop()
     assert not os.path.exists(pin), "pins must go with the last process"
+
+
+def test_what_is_known_of_a_dead_backend_goes_along(line, own_origin):
+    """No requests are tried on it by the new process, whose first own checks are long due."""
+    alive, dead = own_origin("alive"), own_origin("dead")
+    check = {"type": "tcp", "interval": "60s", "timeout": "5s", "fall": 3}
+    one = line({"one": {"servers": [{"address": alive.address}, {"address": dead.address}], "health_check": check}})
+    pinned = os.path.exists(f"{one.d.pin_dir}/health")
+    dead.stop()
+    wait_until(lambda: one.d.get("/bytes/10").status == 200 and not one.d.backend_up("one", dead.address), "the backend to be down")
+
+    def entries():
+        return [{k: e["formatted"]["value"][k] for k in ("upstream", "backend", "state", "admin", "weight")} for e in dump(one, "health")]
+
+    before = entries() if pinned else None
+    one.upgrade()
+    assert not one.d.backend_up("one", dead.address)
+    failures = one.d.metrics().total("sluice_connect_failures_total")
+    for _ in range(10):
+        assert_serves(one)
+    assert one.d.metrics().total("sluice_connect_failures_total") == failures
+    if not pinned:
+        pytest.skip("no pinned maps here")
+    assert entries() == before
+
+
+@pytest.mark.may_kill
+def test_after_a_sudden_end_the_next_start_goes_on(line, origin):
+    """Pins and socket files that a killed process left are adopted or replaced."""
+    one = line()
+    assert_serves(one)
+    one.d.ctl("drain", origin.address)
+    wait_until(lambda: one.d.metrics().total("sluice_requests_total") == 1, "the request to be counted")
+    pinned = os.path.exists(f"{one.d.pin_dir}/health")
+    one.d.process.kill()
+    p = one.spawn(argv=())
+    one.wait_serves(p)
+    one.before = []
+    assert one.pid_in_file() == p.pid
+    if pinned:
+        assert one.d.metrics().total("sluice_backend_admin") == 1
+        assert one.d.metrics().total("sluice_connections_total") == 1
+    one.d.ctl("enable", origin.address)
+    assert_serves(one)
+    one.upgrade()
+    assert_serves(one)
+    one.d.stop()
+    assert not os.path.exists(one.d.pin_dir) and not os.path.exists(one.d.top["upgrade_sock"])
+
+
+def test_hundreds_of_sockets_pass_over(line):
+    one = line(threads=3)
+    ports = sorted({free_port() for _ in range(60)})
+    route = [{"upstream": next(iter(one.d.upstreams))}]
+    one.d.more_listeners = [{"address": f"127.0.0.1:{p}", "routes": route} for p in ports]
+    one.d.write_config()
+    one.upgrade()
+    one.wait_old_gone()
+    one.upgrade()
+    assert int(one.d.wait_event("upgrade_adopting", n=2)["sockets"]) > 3 * len(ports)
+    one.wait_old_gone()
+    for p in ports:
+        assert get(("127.0.0.1", p), "/bytes/10").status == 200
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Pins: they appear whole, go on in the next process, are replaced when they do not fit, and are locked. */
 #include "kern_rig.h"
+#include <bpf/bpf.h>
 #include <dirent.h>
 #include <sys/stat.h>
 
@@ -107,6 +108,87 @@ static void another_number_of_workers_goes_on_counting(void **state)
 	kern_close(k, true);
 }
 
+/* As another release would leave them. */
+static void put_meta(const struct sluice_meta *m)
+{
+	char path[128];
+	uint32_t zero = 0;
+	int fd;
+
+	snprintf(path, sizeof(path), "%s/meta", dir);
+	fd = bpf_obj_get(path);
+	assert_true(fd >= 0);
+	assert_int_equal(bpf_map_update_elem(fd, &zero, m, BPF_ANY), 0);
+	close(fd);
+}
+
+static void put_map(const char *name, uint32_t value_size, uint32_t n)
+{
+	char path[128];
+	int fd = bpf_map_create(BPF_MAP_TYPE_ARRAY, name, sizeof(uint32_t), value_size, n, NULL);
+
+	assert_true(fd >= 0);
+	snprintf(path, sizeof(path), "%s/%s", dir, name);
+	assert_int_equal(unlink(path), 0);
+	assert_int_equal(bpf_obj_pin(fd, path), 0);
+	close(fd);
+}
+
+static void another_layout_is_not_misread(void **state)
+{
+	static const struct sluice_meta others[] = {
+		{ .magic = SLUICE_ABI_MAGIC, .abi_version = SLUICE_ABI_VERSION + 1 },
+		{ .magic = SLUICE_ABI_MAGIC, .abi_version = 0 },
+		{ .magic = 1, .abi_version = SLUICE_ABI_VERSION },
+	};
+
+	(void)state;
+	NEEDED();
+	for (size_t i = 0; i < ARRAY_SIZE(others); i++) {
+		struct kern *k = open_at(1, 16, -1), *next;
+
+		kern_health(k, NULL)[0].weight = 7;
+		kern_counters(k, 0)->requests = 42;
+		put_meta(&others[i]);
+		/* At an upgrade the one that runs goes on with its own. */
+		next = open_at(1, 16, kern_lock_fd(k));
+		assert_true(kern_features(next)->pinned);
+		assert_false(kern_features(next)->adopted);
+		assert_int_equal(kern_health(next, NULL)[0].weight, 0);
+		assert_int_equal(requests_of(next), 0);
+		kern_health(next, NULL)[0].weight = 9;
+		assert_int_equal(kern_health(k, NULL)[0].weight, 7);
+		kern_close(k, false);
+		k = open_at(1, 16, kern_lock_fd(next));
+		assert_int_equal(kern_health(k, NULL)[0].weight, 9);
+		kern_close(next, false);
+		kern_close(k, true);
+	}
+}
+
+static void each_map_is_looked_at_by_itself(void **state)
+{
+	struct kern *k;
+
+	(void)state;
+	NEEDED();
+	k = open_at(1, 16, -1);
+	kern_health(k, NULL)[0].weight = 7;
+	kern_close(k, false);
+	put_map("counters", sizeof(struct sluice_counters) + 8, 2);
+	k = open_at(1, 16, -1);
+	assert_true(kern_features(k)->adopted);
+	assert_int_equal(kern_health(k, NULL)[0].weight, 7);
+	kern_counters(k, 0)->requests = 3;
+	kern_close(k, false);
+	put_map("health", sizeof(struct sluice_health) - 8, 16);
+	k = open_at(1, 16, -1);
+	assert_int_equal(kern_health(k, NULL)[0].weight, 0);
+	assert_int_equal(requests_of(k), 3);
+	kern_close(k, true);
+	assert_false(exists("health"));
+}
+
 static void second_instance_is_kept_out(void **state)
 {
 	struct kern *k, *other;
@@ -197,6 +279,8 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(values_outlive_the_process_that_wrote_them),
 		cmocka_unit_test(another_number_of_workers_goes_on_counting),
+		cmocka_unit_test(another_layout_is_not_misread),
+		cmocka_unit_test(each_map_is_looked_at_by_itself),
 		cmocka_unit_test(second_instance_is_kept_out),
 		cmocka_unit_test(successor_shares_the_lock),
 		cmocka_unit_test(half_made_pins_are_not_left),

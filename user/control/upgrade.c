@@ -38,7 +38,8 @@ struct upgrade {
 	bool owns_path;
 	struct watch listen, peer;
 	struct timer limit, asked_limit; /* asked_limit is set while we have been asked and nobody has come */
-	bool asked, spawned; /* spawned: the new process is our child, nobody else will come for it */
+	bool asked, spawned; /* spawned: the new process is the child, nobody else will come for it */
+	struct upgrade_child *child;
 	pid_t pid; /* of the new process, as it says */
 	struct handed set; /* borrowed */
 	size_t sent;
@@ -46,12 +47,17 @@ struct upgrade {
 
 static void upgrade_advance(struct upgrade *u);
 
+static uint32_t limit_of(const struct upgrade *u, enum upgrade_state s)
+{
+	return state_limit[s] == UPGRADE_START_MS && u->hooks.start_ms ? u->hooks.start_ms : state_limit[s];
+}
+
 static void go(struct upgrade *u, enum upgrade_state next)
 {
 	log_debug("upgrade_state", "from=%s to=%s pid=%d", state_names[u->state], state_names[next], (int)u->pid);
 	u->state = next;
-	if (state_limit[next])
-		timer_set(u->loop, &u->limit, loop_now_fresh(u->loop) + state_limit[next] * NS_PER_MS);
+	if (limit_of(u, next))
+		timer_set(u->loop, &u->limit, loop_now_fresh(u->loop) + limit_of(u, next) * NS_PER_MS);
 	else
 		timer_off(&u->limit);
 }
@@ -96,7 +102,9 @@ static void limit_over(struct timer *t)
 	struct upgrade *u = container_of(t, struct upgrade, limit);
 	char why[160];
 
-	snprintf(why, sizeof(why), "nothing came within %u s", state_limit[u->state] / 1000);
+	snprintf(why, sizeof(why), "nothing came within %u s", limit_of(u, u->state) / 1000);
+	if (u->spawned)
+		upgrade_child_kill(u->child);
 	give_up(u, why, u->state == STARTING ? "not ready in time" : "it took too long");
 }
 
@@ -378,6 +386,7 @@ int upgrade_spawn(struct upgrade *u, struct upgrade_child *child, bool keep_outp
 		return r;
 	}
 	u->asked = u->spawned = true;
+	u->child = child;
 	log_info("upgrade_asked", "path=%s%s", exe, child->starter ? " by=starter" : "");
 	buf_printf(answer, "started %s; this process (%d) serves until that one is ready", exe, (int)getpid());
 	return 0;

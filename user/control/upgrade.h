@@ -41,6 +41,7 @@ struct upgrade_hooks {
 	/* A new process began and did not come up; what it may have replaced outside (pins, pid file) can be put right. */
 	void (*failed)(void *ctx);
 	void *ctx;
+	uint32_t start_ms; /* tests only, in place of UPGRADE_START_MS; 0: as it is */
 };
 
 /*

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/capability.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -120,7 +121,10 @@ static pid_t child_fork(const char *const *argv, int fd, int output)
 
 /* ---- the starter ---- */
 
-/* An order is one byte, with it the socket for the new process and perhaps where it prints. 0: we are not needed any more. */
+/*
+ * An order is one byte. With the socket for the new process, and perhaps where it prints: start it. Alone (*fd is -1): end
+ * what was started. 0: we are not needed any more.
+ */
 static int order_receive(int from, int *fd, int *output)
 {
 	char byte;
@@ -142,17 +146,41 @@ static int order_receive(int from, int *fd, int *output)
 	return n > 0;
 }
 
-static void order_run(const char *const *argv, int fd, int output, struct starter_word *w)
+static void order_close(int fd, int output)
 {
-	*w = (struct starter_word){ .pid = child_fork(argv, fd, output) };
-	close(fd);
+	if (fd >= 0)
+		close(fd);
 	if (output >= 0)
 		close(output);
+}
+
+/* Until the process has ended. When who gives the orders goes, the process goes on: it may be all that is left. */
+static void order_wait(int from, pid_t pid, int *status)
+{
+	struct pollfd p[2] = { { .fd = (int)syscall(SYS_pidfd_open, pid, 0), .events = POLLIN }, { .fd = from, .events = POLLIN } };
+	int fd, output;
+
+	while (p[0].fd >= 0 && poll(p, 2, -1) >= 0 && !p[0].revents) {
+		if (!order_receive(from, &fd, &output))
+			_exit(0);
+		if (fd < 0)
+			kill(pid, SIGKILL);
+		order_close(fd, output);
+	}
+	if (p[0].fd >= 0)
+		close(p[0].fd);
+	while (waitpid(pid, status, 0) < 0 && errno == EINTR)
+		;
+}
+
+static void order_run(const char *const *argv, int from, int fd, int output, struct starter_word *w)
+{
+	*w = (struct starter_word){ .pid = child_fork(argv, fd, output) };
+	order_close(fd, output);
 	if (w->pid < 0)
 		*w = (struct starter_word){ .status = -w->pid };
 	else
-		while (waitpid(w->pid, &w->status, 0) < 0 && errno == EINTR)
-			;
+		order_wait(from, w->pid, &w->status);
 }
 
 static void let_go_of_output(bool keep_stderr)
@@ -181,7 +209,7 @@ static _Noreturn void starter_run(int fd, const struct upgrade_child *c, bool ke
 	while (fd >= 0 && order_receive(fd, &end, &output)) {
 		if (end < 0)
 			continue;
-		order_run(c->argv, end, output, &word);
+		order_run(c->argv, fd, end, output, &word);
 		if (send(fd, &word, sizeof(word), MSG_NOSIGNAL) < 0)
 			break;
 	}
@@ -210,6 +238,7 @@ int upgrade_starter_begin(struct upgrade_child *c, bool keep_stderr)
 	return 0;
 }
 
+/* fd -1: end it. */
 static int order_send(const struct upgrade_child *c, int fd)
 {
 	_Alignas(struct cmsghdr) char room[CMSG_SPACE(2 * sizeof(int))] = { 0 };
@@ -219,6 +248,8 @@ static int order_send(const struct upgrade_child *c, int fd)
 	struct msghdr m = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = room, .msg_controllen = CMSG_SPACE(bytes) };
 	struct cmsghdr *h = CMSG_FIRSTHDR(&m);
 
+	if (fd < 0)
+		return send(c->ended.fd, "", 1, MSG_NOSIGNAL) < 0 ? -errno : 0;
 	h->cmsg_level = SOL_SOCKET;
 	h->cmsg_type = SCM_RIGHTS;
 	h->cmsg_len = CMSG_LEN(bytes);
@@ -352,6 +383,16 @@ int upgrade_child_start(struct upgrade_child *c, struct loop *l, bool keep_outpu
 	}
 	*fd = sv[0];
 	return 0;
+}
+
+void upgrade_child_kill(struct upgrade_child *c)
+{
+	if (!c->running)
+		return;
+	if (c->starter > 0)
+		(void)order_send(c, -1);
+	else if (c->pid)
+		kill(c->pid, SIGKILL);
 }
 
 void upgrade_child_deinit(struct upgrade_child *c, struct loop *l)

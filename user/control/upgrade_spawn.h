@@ -7,8 +7,8 @@
  * The program and its arguments are fixed when the process starts. Where that
  * gives up root, its like must still be started by root, who alone can open
  * the logs, the pins and the ports: that does the starter, a process forked
- * before, which can do this one thing and takes no words but "now". It ends
- * with us.
+ * before, which can do this one thing and takes no words but to start it, and
+ * to end what it started. It ends with us.
  */
 #pragma once
 #include <sys/types.h>
@@ -34,5 +34,7 @@ int upgrade_starter_begin(struct upgrade_child *c, bool keep_stderr);
  * starter has gone; or -errno.
  */
 int upgrade_child_start(struct upgrade_child *c, struct loop *l, bool keep_output, int *fd);
+/* It hangs: ends it, so that another can be started. */
+void upgrade_child_kill(struct upgrade_child *c);
 /* Lets go of it; the process goes on, the starter ends. l may be NULL. */
 void upgrade_child_deinit(struct upgrade_child *c, struct loop *l);

@@ -68,6 +68,7 @@ class Sluice:
         self.log_file = directory / f"sluice-{self.number}.log"
         self.output = directory / f"sluice-{self.number}.out"
         self.control = directory / f"sluice-{self.number}.sock"
+        self.binary = build.SLUICE
         self.process = None
         self.holder = None  # keeps the port ours
         self.expect_status = 0  # of a stop with SIGTERM
@@ -110,7 +111,7 @@ class Sluice:
         for _ in range(attempts):
             self.choose_ports()
             self.write_config()
-            self.process = Process([build.SLUICE, "-c", self.config, *self.argv], self.output, env=environment(**self.env),
+            self.process = Process([self.binary, "-c", self.config, *self.argv], self.output, env=environment(**self.env),
                                    cwd=self.directory, preexec=self.preexec)
             try:
                 wait_until(self.ready, "event=ready in the log")
