@@ -38,6 +38,9 @@
 #include "privileges.h"
 #include "proxy/proxy.h"
 
+#define DEATH_LOOKS 100u
+#define DEATH_LOOK_US 20000u
+
 struct app {
 	const char *conf_path;
 	const struct conf *conf;
@@ -439,6 +442,11 @@ static int open_pid_file(struct app *a, char *why, size_t n)
 	if (fd >= 0)
 		close(fd);
 	a->pid_fd = pidfile_write(a->pid_path, why, n);
+	/* A process that was killed while we waited for it may not have let go of everything yet. */
+	for (unsigned i = 0; a->pid_fd == -EEXIST && a->takeover && a->owner && i < DEATH_LOOKS; i++) {
+		usleep(DEATH_LOOK_US);
+		a->pid_fd = pidfile_write(a->pid_path, why, n);
+	}
 	return a->pid_fd >= 0 || (!a->owner && a->pid_fd == -EEXIST) ? 0 : -1;
 }
 
@@ -474,9 +482,9 @@ static void taken_over(struct app *a)
 	 * Before the other one hears of it and ends: who waits for that end then finds us there. A service manager waits
 	 * for the end of its children only, and looks once whether we are one: so our parent must have gone by then.
 	 */
+	take_pid_file(a);
 	tell_parent(a);
 	notify_main_pid((int)getpid());
-	take_pid_file(a);
 	takeover_serving(&a->takeover);
 	__atomic_fetch_add(&kern_counters(a->kern, kern_workers(a->kern))->upgrades, 1, __ATOMIC_RELAXED);
 	log_info("upgraded", "pid=%d from=%d", (int)getpid(), before);

@@ -85,7 +85,7 @@ static void turns(void)
 		assert_true(loop_turn(loop, 0) >= 0);
 }
 
-static int new_process(void)
+static int connect_to_it(void)
 {
 	struct sockaddr_un un = { .sun_family = AF_UNIX };
 	int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
@@ -96,14 +96,6 @@ static int new_process(void)
 	return fd;
 }
 
-static void say(int fd, unsigned type)
-{
-	struct upgrade_message m = { .type = (uint16_t)type, .pid = 4711 };
-
-	assert_int_equal(upgrade_send(fd, &m, NULL, 0), 0);
-	turns();
-}
-
 static void expect(int fd, unsigned type)
 {
 	struct upgrade_message m;
@@ -112,6 +104,22 @@ static void expect(int fd, unsigned type)
 	assert_int_equal(upgrade_receive(fd, &m, &set), 0);
 	assert_int_equal(m.type, type);
 	handed_deinit(&set);
+}
+
+static int new_process(void)
+{
+	int fd = connect_to_it();
+
+	expect(fd, UPGRADE_HERE);
+	return fd;
+}
+
+static void say(int fd, unsigned type)
+{
+	struct upgrade_message m = { .type = (uint16_t)type, .pid = 4711 };
+
+	assert_int_equal(upgrade_send(fd, &m, NULL, 0), 0);
+	turns();
 }
 
 static void expect_end(int fd)
@@ -248,14 +256,14 @@ static void a_second_one_is_refused_and_the_first_goes_on(void **state)
 	first = new_process();
 	say(first, UPGRADE_HELLO);
 	expect(first, UPGRADE_WAIT);
-	second = new_process();
+	second = connect_to_it();
 	expect(second, UPGRADE_REFUSED);
 	expect_end(second);
 	ask(0);
 	ask(-EALREADY);
 	expect(first, UPGRADE_SOCKETS);
 	expect(first, UPGRADE_OFFERED);
-	second = new_process();
+	second = connect_to_it();
 	expect(second, UPGRADE_REFUSED);
 	expect_end(second);
 	say(first, UPGRADE_READY);

@@ -300,6 +300,8 @@ static int watch_peer(struct upgrade *u, int fd)
 	}
 	u->pid = 0;
 	go(u, GREETED);
+	/* So that the other side can tell our end from that of a connection, whenever it comes. */
+	(void)send_simple(u, UPGRADE_HERE, "");
 	return 0;
 }
 

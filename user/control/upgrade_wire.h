@@ -12,6 +12,7 @@
  * changes; the lower of the two sides' versions is spoken.
  *
  *   new                         old
+ *                          <-   HERE pid
  *   HELLO pid program      ->
  *                          <-   WAIT pid text        nobody has asked it to hand over yet
  *                          <-   SOCKETS ...          any number of times, descriptors by SCM_RIGHTS
@@ -43,6 +44,7 @@ enum upgrade_message_type {
 	UPGRADE_SERVING,
 	UPGRADE_FAILED,
 	UPGRADE_REFUSED,
+	UPGRADE_HERE,
 };
 
 struct upgrade_message {
