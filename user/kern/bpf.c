@@ -53,6 +53,9 @@ const char *kern_libbpf_version(void)
 	return libbpf_version_string() + (libbpf_version_string()[0] == 'v');
 }
 
+/* Without the privileges what fails is told in one line of ours, not in five of the library's. Set while opening, by its thread. */
+static bool refusal_expected;
+
 static int libbpf_log(enum libbpf_print_level level, const char *fmt, va_list ap)
 {
 	char line[1024], quoted[1200];
@@ -66,7 +69,7 @@ static int libbpf_log(enum libbpf_print_level level, const char *fmt, va_list ap
 	while (n > 0 && line[n - 1] == '\n')
 		n--;
 	log_quote(quoted, sizeof(quoted), (struct str){ line, n });
-	if (level == LIBBPF_WARN)
+	if (level == LIBBPF_WARN && !refusal_expected)
 		log_warn("libbpf", "text=%s", quoted);
 	else
 		log_debug("libbpf", "text=%s", quoted);
@@ -327,7 +330,9 @@ int kern_open(struct kern **out, const struct kern_options *o)
 	else
 		k->pins = pin_open(o->pin_dir, o->lock_fd, f->reason_pinned, sizeof(f->reason_pinned));
 
+	refusal_expected = !caps_privileges((char[160]){ 0 }, 160);
 	r = fault_hit(FAULT_MAP_UPDATE) ? -EPERM : state_load(k);
+	refusal_expected = false;
 	if (r < 0) {
 		reason_set(f->reason_maps, "%s", r == -EPERM ? "making BPF maps is not permitted (CAP_BPF)" : strerror(-r));
 		if (k->pins)
