@@ -14,13 +14,23 @@ PIDS= SLUICE=
 say() { printf '%s\n' "$*"; }
 fail() { printf 'demo: %s\n' "$*" >&2; exit 1; }
 
+# The process that serves: after an upgrade (sluicectl upgrade) another one than we started.
+serving() {
+	[ -n "$SLUICE" ] || return 0
+	next=$(sed -n 's/.* event=handed_over pid=[0-9]* to=\([0-9]*\).*/\1/p' "$DIR/sluice.log" 2>/dev/null | tail -n 1)
+	[ -z "$next" ] || SLUICE=$next
+}
+
 stop() {
 	trap - EXIT INT TERM HUP
+	first=$SLUICE
+	serving
+	[ "$SLUICE" = "$first" ] || PIDS="$SLUICE $PIDS"
 	for p in $PIDS; do kill "$p" 2>/dev/null; done
 	for p in $PIDS; do wait "$p" 2>/dev/null; done
 	# One that took over is no child of ours.
 	i=0
-	while [ -n "$SLUICE" ] && kill -0 "$SLUICE" 2>/dev/null && [ $i -lt 100 ]; do
+	while [ -n "$SLUICE" ] && kill -0 "$SLUICE" 2>/dev/null && [ $i -lt 600 ]; do
 		sleep 0.1
 		i=$((i + 1))
 	done
@@ -97,9 +107,7 @@ tail -n +1 -f "$DIR/sluice.log" --pid=$$ 2>/dev/null &
 PIDS="$PIDS $!"
 wait "$SLUICE"
 status=$?
-# After an upgrade (sluicectl upgrade) another process serves: its end is ours.
-while next=$(sed -n "s/.* event=handed_over pid=$SLUICE to=\([0-9]*\).*/\1/p" "$DIR/sluice.log") && [ -n "$next" ]; do
-	SLUICE=$next
+while ended=$SLUICE && serving && [ "$SLUICE" != "$ended" ]; do
 	PIDS="$SLUICE $PIDS"
 	tail --pid="$SLUICE" -f /dev/null &
 	wait $!
