@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Connections and messages: keep-alive, pipelining, responses without bodies, interim and early responses, HTTP/1.0."""
 import json
+import os
+import signal
 import threading
 
 import pytest
@@ -278,6 +280,38 @@ def test_the_idle_pool_is_bounded_and_unasked_bytes_end_its_connections(sluice, 
     b.wait_ended(0)
     assert d.get("/").body == b"first"
     assert len(b.connections) == 2
+
+
+def test_unasked_bytes_that_come_in_the_same_moment_as_the_next_request(sluice, backend):
+    """The request is told first, the unasked bytes right behind it: still nobody gets to read them."""
+    speak, spoken = threading.Event(), threading.Event()
+
+    def script(c):
+        c.read_head()
+        c.send(response(b"good"))
+        if c.number == 0:
+            speak.wait(60)
+            c.send(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison")
+            spoken.set()
+        c.read_end()
+
+    b = backend(script)
+    d = sluice([b.address], threads=1)
+    with d.client() as c:
+        assert c.get("/").body == b"good"
+        d.send_signal(signal.SIGSTOP)
+        wait_until(lambda: all(stopped(d.pid, t) for t in os.listdir(f"/proc/{d.pid}/task")), "all threads to stand still")
+        c.send(request_bytes())
+        speak.set()
+        assert spoken.wait(60)
+        d.send_signal(signal.SIGCONT)
+        assert c.read_response().body == b"good"
+    assert len(b.connections) == 2
+
+
+def stopped(pid, thread):
+    with open(f"/proc/{pid}/task/{thread}/stat") as f:
+        return f.read().rsplit(")", 1)[1].split()[0] == "T"
 
 
 def test_a_pool_connection_that_the_backend_ended_is_not_used(sluice, backend):

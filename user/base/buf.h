@@ -64,6 +64,8 @@ int buf_vprintf(struct buf *b, const char *fmt, va_list ap);
 /* Appends s as the inside of a JSON string (quotes not included), control and non-ASCII-safe. */
 int buf_append_json(struct buf *b, struct str s);
 void buf_deinit(struct buf *b);
+/* Frees what the calling thread keeps to hand out again. */
+void buf_trim(void);
 /* Frees the memory when there is no data in it. */
 static inline void buf_release_if_empty(struct buf *b)
 {

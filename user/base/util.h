@@ -54,6 +54,15 @@ static inline bool str_eqz(struct str a, const char *z)
 	return str_eq(a, str_from(z));
 }
 
+/* As much of z as fits into out, NUL included. */
+static inline void text_copy(char *out, size_t cap, const char *z)
+{
+	size_t n = MIN_OF(strlen(z), cap - 1);
+
+	memcpy(out, z, n);
+	out[n] = '\0';
+}
+
 /* Nanoseconds on CLOCK_MONOTONIC. */
 static inline uint64_t now_ns(void)
 {

@@ -67,7 +67,7 @@ ssize_t conn_read(struct conn *c, void *p, size_t n)
 			c->readable = false;
 	} else {
 		do
-			r = recv(c->watch.fd, p, n, 0);
+			r = sock_recv(c->watch.fd, p, n, 0);
 		while (r < 0 && errno == EINTR);
 		if (r < 0)
 			r = errno == EWOULDBLOCK ? -EAGAIN : -errno;
@@ -101,7 +101,8 @@ ssize_t conn_writev(struct conn *c, const struct iovec *iov, int n)
 		struct msghdr m = { .msg_iov = (struct iovec *)(uintptr_t)iov, .msg_iovlen = (size_t)n };
 
 		do
-			r = sendmsg(c->watch.fd, &m, MSG_NOSIGNAL);
+			r = n == 1 ? sock_send(c->watch.fd, iov->iov_base, iov->iov_len, MSG_NOSIGNAL)
+				   : sock_sendmsg(c->watch.fd, &m, MSG_NOSIGNAL);
 		while (r < 0 && errno == EINTR);
 		if (r < 0)
 			r = errno == EWOULDBLOCK ? -EAGAIN : -errno;

@@ -67,19 +67,37 @@ int sock_parse(struct sock_addr *out, const char *text)
 	return parse_port(colon + 1, &out->in.sin_port);
 }
 
+/* inet_ntop goes through printf, and every request has an address to tell. */
+static char *ipv4_text(char *out, const uint8_t a[4])
+{
+	for (unsigned i = 0; i < 4; i++) {
+		if (i)
+			*out++ = '.';
+		if (a[i] >= 100)
+			*out++ = (char)('0' + a[i] / 100);
+		if (a[i] >= 10)
+			*out++ = (char)('0' + a[i] / 10 % 10);
+		*out++ = (char)('0' + a[i] % 10);
+	}
+	*out = 0;
+	return out;
+}
+
 const char *sock_text(char out[static SOCK_TEXT_MAX], const struct sock_addr *a, bool with_port)
 {
-	char host[INET6_ADDRSTRLEN] = "";
+	char host[INET6_ADDRSTRLEN] = "", *end;
 
 	switch (a->sa.sa_family) {
 	case AF_INET:
-		inet_ntop(AF_INET, &a->in.sin_addr, host, sizeof(host));
-		snprintf(out, SOCK_TEXT_MAX, with_port ? "%s:%u" : "%s", host, ntohs(a->in.sin_port));
+		end = ipv4_text(out, (const uint8_t *)&a->in.sin_addr);
+		if (with_port)
+			snprintf(end, SOCK_TEXT_MAX - (size_t)(end - out), ":%u", ntohs(a->in.sin_port));
 		break;
 	case AF_INET6:
 		if (IN6_IS_ADDR_V4MAPPED(&a->in6.sin6_addr)) {
-			inet_ntop(AF_INET, &a->in6.sin6_addr.s6_addr[12], host, sizeof(host));
-			snprintf(out, SOCK_TEXT_MAX, with_port ? "%s:%u" : "%s", host, ntohs(a->in6.sin6_port));
+			end = ipv4_text(out, &a->in6.sin6_addr.s6_addr[12]);
+			if (with_port)
+				snprintf(end, SOCK_TEXT_MAX - (size_t)(end - out), ":%u", ntohs(a->in6.sin6_port));
 			break;
 		}
 		inet_ntop(AF_INET6, &a->in6.sin6_addr, host, sizeof(host));

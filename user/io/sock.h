@@ -6,7 +6,9 @@
 #pragma once
 #include <netinet/in.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
+#include <unistd.h>
 #include "base/util.h"
 
 struct sock_addr {
@@ -38,6 +40,25 @@ uint16_t sock_port(const struct sock_addr *a);
 int sock_listen(const struct sock_addr *a, int backlog, bool reuseport);
 /* Starts a connection; in_progress tells whether EPOLLOUT must be awaited. The descriptor, or -errno. */
 int sock_connect(const struct sock_addr *a, bool *in_progress);
+/*
+ * recv(2), send(2) and sendmsg(2), but no cancellation points: no thread here is ever cancelled, and the library's
+ * functions pay two atomic operations a call for being ready for it. -1 and errno as those.
+ */
+static inline ssize_t sock_recv(int fd, void *p, size_t n, int flags)
+{
+	return syscall(SYS_recvfrom, fd, p, n, flags, NULL, NULL);
+}
+
+static inline ssize_t sock_send(int fd, const void *p, size_t n, int flags)
+{
+	return syscall(SYS_sendto, fd, p, n, flags, NULL, 0);
+}
+
+static inline ssize_t sock_sendmsg(int fd, const struct msghdr *m, int flags)
+{
+	return syscall(SYS_sendmsg, fd, m, flags);
+}
+
 /* The pending error of a socket (SO_ERROR) as -errno, or 0. */
 int sock_error(int fd);
 /* Makes the coming close(2) send RST instead of FIN: what was sent must not look complete. */

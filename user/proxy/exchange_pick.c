@@ -100,7 +100,7 @@ bool exchange_pick(struct session *s)
 		x->attempts++;
 		if (!x->t_upstream)
 			x->t_upstream = loop_now(w->loop);
-		snprintf(x->backend_text, sizeof(x->backend_text), "%s", b->text);
+		text_copy(x->backend_text, sizeof(x->backend_text), b->text);
 		log_debug("peer_chosen", "upstream=%s backend=%s attempt=%u method=" STR_FMT, b->upstream, b->text,
 			  x->attempts, STR_ARG(x->method));
 		x->up = x->fresh_only ? NULL : upconn_take(w, b, s);

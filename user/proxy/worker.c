@@ -78,6 +78,8 @@ static void give_back(struct worker *w, uint64_t now)
 	w->trim_ns = now + NS_PER_S;
 	if (w->busy_peak >= TRIM_AFTER && w->busy < w->busy_peak / 8)
 		malloc_trim(0);
+	if (w->busy_peak == 0)
+		buf_trim();
 	w->busy_peak = w->busy;
 }
 
@@ -264,6 +266,7 @@ void worker_end(struct worker *w)
 	upconn_close_idle(w);
 	access_log_flush(w);
 	timer_remove(w->loop, &w->tick);
+	buf_trim();
 	loop_stop(w->loop);
 }
 
