@@ -42,8 +42,13 @@ int sock_listen(const struct sock_addr *a, int backlog, bool reuseport);
 int sock_connect(const struct sock_addr *a, bool *in_progress);
 /*
  * recv(2), send(2) and sendmsg(2), but no cancellation points: no thread here is ever cancelled, and the library's
- * functions pay two atomic operations a call for being ready for it. -1 and errno as those.
+ * functions pay two atomic operations a call for being ready for it. -1 and errno as those. Sanitizers know only those.
  */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define sock_recv recv
+#define sock_send send
+#define sock_sendmsg sendmsg
+#else
 static inline ssize_t sock_recv(int fd, void *p, size_t n, int flags)
 {
 	return syscall(SYS_recvfrom, fd, p, n, flags, NULL, NULL);
@@ -58,6 +63,7 @@ static inline ssize_t sock_sendmsg(int fd, const struct msghdr *m, int flags)
 {
 	return syscall(SYS_sendmsg, fd, m, flags);
 }
+#endif
 
 /* The pending error of a socket (SO_ERROR) as -errno, or 0. */
 int sock_error(int fd);
