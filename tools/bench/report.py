@@ -113,7 +113,7 @@ def _rows(key, results):
 
 
 def _goal_rows(results):
-    head = ["work", "goal", "HAProxy", "nginx", "sluice", "ratio", "verdict"]
+    head = ["work", "goal", "no proxy", "HAProxy", "nginx", "sluice", "ratio", "verdict"]
     rows = []
     for key, s in results["summary"].items():
         for g in s["goals"]:
@@ -122,7 +122,7 @@ def _goal_rows(results):
             def of(who):
                 row = s["table"].get(who, {})
                 return _number(row[m.key]["median"], m) if m.key in row else "-"
-            rows.append([f"{key}: {s['title']}", g["text"], of("haproxy"), of("nginx"), of(results["judged"]),
+            rows.append([f"{key}: {s['title']}", g["text"], of("direct"), of("haproxy"), of("nginx"), of(results["judged"]),
                          f"{g['ratio']:.2f}" if "ratio" in g else "-", g["verdict"]])
     return head, rows
 
