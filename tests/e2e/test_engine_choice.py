@@ -10,7 +10,7 @@ import pytest
 
 from conftest import MIN_BYTES, WINDOW, require_engine
 from lib import pattern
-from lib.client import Client, request_bytes
+from lib.client import Client, Ended, request_bytes
 from lib.sluice import Moved
 from lib.wait import wait_until
 
@@ -200,3 +200,43 @@ def test_bpftool_shows_who_moves_what(sluice, backend):
         assert f["passed"] > 0 and 0 < f["limit"] <= 64 * MiB and "trims" in f, f
         c.reset()
     wait_until(lambda: not flows(), "the slot to be given back")
+
+
+@pytest.mark.parametrize("how", ["fin", "rst"])
+def test_a_body_cut_short_behind_the_hand_over_looks_cut_short(auto, backend, how):
+    body = pattern.body(MiB, 7)
+    cut = 700 * KiB
+
+    def script(c):
+        c.read_head()
+        c.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body))
+        for at in range(0, cut, 4 * KiB):
+            c.send(body[at:at + 4 * KiB])
+            time.sleep(0.001)
+        if how == "rst":
+            c.reset()
+
+    d, lines = auto([backend(script).address])
+    with d.client() as c, pytest.raises(Ended) as e:
+        c.send(request_bytes())
+        r = c.read_head()
+        got = c.read_exactly(cut // 2)
+        assert got == body[:cut // 2]
+        c.read_body(r, keep=False)
+    assert e.value.how == "rst"
+    assert (lines(1)[0]["engine"], lines(1)[0]["end"]) == ("sockmap", "upstream_cut_short"), lines(1)
+
+
+def test_a_client_that_goes_behind_the_hand_over_stops_the_backend(auto, backend):
+    body = pattern.body(MiB)
+    b = backend(dripping(body * 64, 4 * KiB, 0.001))
+    d, lines = auto([b.address])
+    with d.client() as c:
+        c.send(request_bytes())
+        c.read_head()
+        c.read_exactly(512 * KiB)
+        c.reset()
+    assert b.wait_ended() == "rst"
+    assert lines(1)[0]["engine"] == "sockmap"
+    d.wait_metric("sluice_active_connections", 0)
+    d.wait_metric("sluice_flow_outstanding_bytes", 0)
