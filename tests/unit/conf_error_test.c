@@ -153,8 +153,8 @@ static void values_must_be_of_their_kind(void **state)
 		  "example.org:8080\n" },
 		{ V "upstreams: {a: {servers: [{address: \"a:1\"}], balance: ketama, hash: {key: header}}}\n",
 		  "f:2:75: upstreams.a.hash.key: \"header\" is no key to hash, write source_ip, uri, header:NAME or cookie:NAME\n" },
-		{ V "upstreams: {a: {servers: [{address: \"a:1\"}], tls: {sni: 1.2.3.4}}}\n",
-		  "f:2:57: upstreams.a.tls.sni: \"1.2.3.4\" is not a host name, write one such as example.org, without a port\n" },
+		{ V "upstreams: {a: {servers: [{address: \"a:1\"}], tls: {sni: \"1.2.3.4:443\"}}}\n",
+		  "f:2:57: upstreams.a.tls.sni: \"1.2.3.4:443\" is no host name or address, write one such as example.org, without a port\n" },
 		{ V "upstreams: {a: {servers: [{address: \"a:1\"}], health_check: {type: http, expect_status: [200, 99, 300-200]}}}\n",
 		  "f:2:94: upstreams.a.health_check.expect_status[1]: \"99\" is no status from 100 to 599, write a status such as 200 "
 		  "or a range such as 200-399\n"

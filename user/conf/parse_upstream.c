@@ -3,6 +3,7 @@
  * The upstreams section: servers, balancing, TLS towards them, health checks.
  */
 #include "conf/parse.h"
+#include <arpa/inet.h>
 
 #include <stdio.h>
 
@@ -113,6 +114,18 @@ static const struct field hash_fields[] = {
 	{ 0 },
 };
 
+static bool is_address(struct str s)
+{
+	unsigned char a[sizeof(struct in6_addr)];
+	char text[INET6_ADDRSTRLEN];
+
+	if (s.n >= sizeof(text))
+		return false;
+	memcpy(text, s.p, s.n);
+	text[s.n] = '\0';
+	return inet_pton(AF_INET, text, a) == 1 || inet_pton(AF_INET6, text, a) == 1;
+}
+
 static void set_sni(struct parse *p, const struct node *v, void *dst, const struct field *f)
 {
 	struct str s;
@@ -120,9 +133,9 @@ static void set_sni(struct parse *p, const struct node *v, void *dst, const stru
 	(void)f;
 	if (!field_text(p, v, "a host name such as example.org", &s))
 		return;
-	/* RFC 6066 section 3: no addresses, no port. */
-	if (!value_is_name(s)) {
-		field_fault(p, v, "%s is not a host name, write one such as example.org, without a port",
+	/* An address is verified only: it can not be asked for (RFC 6066 section 3). */
+	if (!value_is_name(s) && !is_address(s)) {
+		field_fault(p, v, "%s is no host name or address, write one such as example.org, without a port",
 			    shown(s.p, s.n).s);
 		return;
 	}
