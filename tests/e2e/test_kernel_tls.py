@@ -8,13 +8,16 @@ import os
 import platform
 import re
 import shutil
+import signal
 import socket
+import ssl
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from lib import pattern
-from lib.client import Ended
+from lib.client import Client, Ended
 from lib.process import Process
 from lib.sluice import free_port
 from lib.wait import wait_until
@@ -25,6 +28,7 @@ SUITES = {
 }
 EACH = [(v, c) for v, ciphers in SUITES.items() for c in ciphers]
 SIZE = 3_000_000
+START = 70_000  # of a body may be copied: what came together with the head
 
 
 def why_no_ktls():
@@ -69,7 +73,7 @@ def moved(d, direction):
 def all_but_the_start_spliced(d, direction, n):
     """What came together with the head is copied; the rest must have been spliced."""
     m = wait_until(lambda: (m := moved(d, direction)) and sum(m.values()) == n and m, f"{n} bytes to be counted")
-    assert m["splice"] >= n - 70000 and m["sockmap"] == 0, m
+    assert m["splice"] >= n - START and m["sockmap"] == 0, m
 
 
 @pytest.mark.parametrize("version, cipher", EACH)
@@ -86,12 +90,14 @@ def test_a_body_from_openssl_is_spliced(sluice, tmp_path, certs_dir, version, ci
         peer.wait()
 
 
-@pytest.fixture(params=["1.2", "1.3"], scope="module")
+@pytest.fixture(params=EACH, ids=["-".join(e) for e in EACH], scope="module")
 def nginx(request, tmp_path_factory, certs_dir):
     if not shutil.which("nginx", path=os.environ["PATH"] + ":/usr/sbin"):
         pytest.skip("nginx is not installed")
     d = tmp_path_factory.mktemp("nginx")
     port = free_port()
+    version, cipher = request.param
+    ciphers = f"ssl_ciphers {cipher};" if version == "1.2" else f"ssl_conf_command Ciphersuites {cipher};"
     (d / "big").write_bytes(pattern.body(SIZE))
     (d / "small").write_bytes(pattern.body(100))
     (d / "nginx.conf").write_text(f"""
@@ -102,7 +108,7 @@ http {{
   client_body_temp_path {d}/body; proxy_temp_path {d}/p; fastcgi_temp_path {d}/f; uwsgi_temp_path {d}/u; scgi_temp_path {d}/s;
   server {{
     listen 127.0.0.1:{port} ssl; ssl_certificate {certs_dir}/server.pem; ssl_certificate_key {certs_dir}/server.key;
-    ssl_protocols TLSv{request.param}; ssl_client_certificate {certs_dir}/ca.pem; ssl_verify_client on;
+    ssl_protocols TLSv{version}; {ciphers} ssl_client_certificate {certs_dir}/ca.pem; ssl_verify_client on;
     location /sink {{ dav_methods PUT; root {d}/up; }}
   }}
 }}
@@ -169,6 +175,77 @@ def test_a_spliced_body_cut_without_close_notify_is_truncated(sluice, own_origin
     assert e.value.how == "rst"
 
 
+TAKES = {"read", "readv", "recvfrom", "recvmsg", "pread64", "preadv"}
+GIVES = {"write", "writev", "sendto", "sendmsg", "pwrite64", "pwritev"}
+CALL = re.compile(r"(\w+)(?:\(| resumed).* = (\d+)$")
+
+
+class Traced:
+    """What the daemon's calls moved while it was under strace, by name."""
+
+    def __init__(self, d, tmp_path):
+        self.d, self.out = d, tmp_path / "strace"
+        calls = ",".join(sorted(TAKES | GIVES | {"splice"}))
+        self.process = Process(["strace", "-f", "-qq", "-p", d.pid, "-o", self.out, "-e", f"trace={calls}"], tmp_path / "strace.err")
+
+    def __enter__(self):
+        def attached():
+            assert self.process.alive(), self.process.text()
+            tasks = list(Path(f"/proc/{self.d.pid}/task").iterdir())
+            return all("TracerPid:\t0" not in (t / "status").read_text() for t in tasks)
+        wait_until(attached, "strace to attach")
+        return self
+
+    def __exit__(self, *_):
+        self.process.send_signal(signal.SIGINT)
+        self.process.popen.wait(20)
+        self.moved = {}
+        for line in self.out.read_text().splitlines():
+            m = CALL.search(line)
+            if m:
+                self.moved[m[1]] = self.moved.get(m[1], 0) + int(m[2])
+
+    def sum(self, names):
+        return sum(n for name, n in self.moved.items() if name in names)
+
+
+@pytest.mark.parametrize("direction", ["download", "upload"])
+@pytest.mark.parametrize("ends", ["upstream", "listener", "both"])
+def test_no_call_carries_the_body_through_user_space(sluice, origin, certs_dir, tmp_path, ends, direction):
+    """Counted by strace: only splice moves more than heads and what came together with them."""
+    if not shutil.which("strace"):
+        pytest.skip("strace is not installed")
+    up = upstream(origin.tls_address, certs_dir / "ca.pem") if ends != "listener" else {"one": {"servers": [{"address": origin.address}]}}
+    own = {"tls": {"certificates": [{"cert": str(certs_dir / "server.pem"), "key": str(certs_dir / "server.key")}]}}
+    d = sluice(up, listener=own if ends != "upstream" else {}, splice={"engine": "splice", "min_bytes": 4096}, threads=1)
+    ctx = ssl.create_default_context(cafile=certs_dir / "ca.pem") if ends != "upstream" else None
+    with Client(d.address, tls=ctx, server_name="one.demo" if ctx else None) as c, Traced(d, tmp_path) as traced:
+        if direction == "download":
+            assert c.get(f"/bytes/{SIZE}", keep=False).sha256 == pattern.sha256(SIZE)
+        else:
+            r = c.request("POST", "/sha256", body=pattern.body(SIZE))
+            assert json.loads(r.body) == {"bytes": SIZE, "sha256": pattern.sha256(SIZE)}
+    assert traced.sum(TAKES) < START and traced.sum(GIVES) < START, traced.moved
+    assert traced.moved["splice"] >= 2 * (SIZE - START), traced.moved
+
+
+@pytest.mark.parametrize("version", ["1.2", "1.3"])
+def test_where_the_kernel_takes_one_direction_only_that_one_is_spliced(sluice, own_origin, certs_dir, version):
+    o = own_origin(certs=certs_dir, tls=True, more=["--tls-max", version])
+    d = sluice(upstream(o.tls_address, certs_dir / "ca.pem", ktls="auto"), splice={"engine": "splice", "min_bytes": 4096},
+               threads=1, env={"SLUICE_FAULT": "ktls_rx:1+"})
+    with d.client() as c:
+        r = c.request("POST", "/sha256", body=pattern.body(SIZE))
+        assert json.loads(r.body) == {"bytes": SIZE, "sha256": pattern.sha256(SIZE)}
+        assert c.get(f"/bytes/{SIZE}", keep=False).sha256 == pattern.sha256(SIZE)
+    all_but_the_start_spliced(d, "request", SIZE)
+    assert moved(d, "response")["splice"] == 0
+    m = d.metrics()
+    assert m.total("sluice_ktls_connections_total", direction="tx") == m.total("sluice_ktls_connections_total") == 1
+    assert m.total("sluice_ktls_fallbacks_total", reason="refused") == 1
+    assert d.wait_event("ktls_fallback", upstream="one", in_kernel="tx")["reason"].startswith("kernel refuses to receive")
+
+
 def said(peer, line):
     peer.stdin.write(line)
     peer.stdin.flush()
@@ -198,6 +275,21 @@ def test_new_keys_midway_are_followed_or_break_the_connection_with_a_reason(slui
                 rest, how = c.read_end()
                 d.wait_log("the peer changed its keys")
             assert (len(rest), how) == ((99995, None) if follows else (0, "rst"))
+    finally:
+        peer.kill()
+        peer.wait()
+
+
+def test_auto_goes_on_in_user_space_with_a_cipher_the_kernel_does_not_take(sluice, tmp_path, certs_dir):
+    """It says so once, however many connections there are."""
+    peer, address = s_server(tmp_path, certs_dir, "1.2", "ECDHE-ECDSA-AES128-SHA256", "-HTTP")
+    (tmp_path / "answer").write_bytes(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % SIZE + pattern.body(SIZE))
+    try:
+        d = sluice(upstream(address, certs_dir / "ca.pem", ktls="auto"))
+        for _ in range(3):
+            assert d.get("/answer", keep=False).sha256 == pattern.sha256(SIZE)
+        assert d.metrics().total("sluice_ktls_fallbacks_total", reason="cipher") == 3
+        assert [e["reason"] for e in d.events("ktls_fallback")] == ["kernel does not take cipher: ECDHE-ECDSA-AES128-SHA256"]
     finally:
         peer.kill()
         peer.wait()

@@ -93,6 +93,7 @@ def bad_certs(tmp_path_factory, certs_dir):
         "untrusted": (other / "server.pem", other / "server.key"),
         "self_signed": certificates.self_signed(d, "selfsigned"),
         "name_only_in_cn": certificates.leaf(d, "one.demo", certs_dir, san="DNS:other.demo"),
+        "revoked": certificates.leaf(d, "revoked", certs_dir),
     }
 
 
@@ -108,6 +109,25 @@ def test_a_bad_certificate_is_a_502_with_its_reason_in_the_log(sluice, own_origi
     lines = [e["line"] for e in d.events() if o.tls_address in e["line"] and e.get("event") != "peer_chosen"]
     assert any(says in line.lower() for line in lines), lines
     assert o.stats()["requests"] == 1, "nothing but our own question for its counters reached it"
+
+
+@pytest.mark.parametrize("which", ["revoked", "another"])
+def test_a_revoked_certificate_is_refused(sluice, own_origin, certs_dir, bad_certs, tmp_path, which):
+    """And one that the list does not name is not."""
+    crl = certificates.revoke(tmp_path, bad_certs["revoked"][0], certs_dir)
+    cert, key = bad_certs["revoked"] if which == "revoked" else certificates.leaf(tmp_path, "another", certs_dir)
+    o = own_origin(certs=certs_dir, tls=True, cert=cert, key=key)
+    d = sluice(upstream(o.tls_address, certs_dir / "ca.pem", crl_file=str(crl)))
+    assert d.get("/").status == (502 if which == "revoked" else 200)
+    assert any("revoked" in e.get("reason", "") for e in d.events()) == (which == "revoked")
+
+
+@pytest.mark.parametrize("san, status", [("IP:127.0.0.1", 200), ("IP:127.0.0.2", 502), ("DNS:127.0.0.1", 502)])
+def test_an_address_is_verified_as_an_address(sluice, own_origin, certs_dir, tmp_path, san, status):
+    cert, key = certificates.leaf(tmp_path, "address", certs_dir, san=san)
+    o = own_origin(certs=certs_dir, tls=True, cert=cert, key=key)
+    d = sluice(upstream(o.tls_address, certs_dir / "ca.pem", sni="127.0.0.1"))
+    assert d.get("/").status == status
 
 
 def test_a_bad_certificate_passes_when_verification_is_off(sluice, own_origin, certs_dir, bad_certs):
@@ -141,6 +161,28 @@ def test_client_certificates(sluice, own_origin, certs_dir, good):
 def test_kernel_tls_is_counted_either_way(proxy):
     proxy.get("/bytes/100000")
     assert proxy.metrics().total("sluice_ktls_connections_total") >= 1
+
+
+def test_kernel_tls_that_is_off_is_counted_and_not_logged(sluice, origin, certs_dir):
+    d = sluice(upstream(origin.tls_address, certs_dir / "ca.pem", ktls="off"))
+    assert d.get("/bytes/100000").sha256 == pattern.sha256(100000)
+    m = d.metrics()
+    assert m.total("sluice_ktls_connections_total", direction="none") == m.total("sluice_ktls_connections_total") == 1
+    assert m.total("sluice_ktls_fallbacks_total", reason="off") == m.total("sluice_ktls_fallbacks_total") == 1
+    assert not d.events("ktls_fallback")
+
+
+def test_a_kernel_without_tls_is_told_of_once_or_refused_where_it_is_required(sluice, origin, certs_dir):
+    d = sluice(upstream(origin.tls_address, certs_dir / "ca.pem"), threads=2)
+    for _ in range(5):
+        assert d.get("/").status == 200
+    said = d.events("ktls_fallback")
+    if not said:
+        pytest.skip("this kernel has TLS")
+    assert len(said) == 1 and said[0]["upstream"] == "one" and said[0]["in_kernel"] == "none", said
+    required = sluice(upstream(origin.tls_address, certs_dir / "ca.pem", ktls="require"))
+    assert required.get("/").status == 502
+    required.wait_log("kTLS is required: kernel has no TLS")
 
 
 def test_health_checks_speak_tls(sluice, own_origin, certs_dir, bad_certs):

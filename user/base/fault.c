@@ -14,6 +14,7 @@ static const char *const fault_names[_FAULT_MAX] = {
 	[FAULT_CONNECT] = "connect",	   [FAULT_READ] = "read",	      [FAULT_WRITE] = "write",
 	[FAULT_PIPE] = "pipe",		   [FAULT_MAP_UPDATE] = "map_update", [FAULT_EPOLL] = "epoll",
 	[FAULT_LOG_WRITE] = "log_write",
+	[FAULT_KTLS_RX] = "ktls_rx",
 	[FAULT_EXIT_HELLO] = "exit_hello",   [FAULT_EXIT_OFFER] = "exit_offer",	  [FAULT_EXIT_OFFERED] = "exit_offered",
 	[FAULT_EXIT_ADOPT] = "exit_adopt",   [FAULT_EXIT_OPENED] = "exit_opened", [FAULT_EXIT_READY] = "exit_ready",
 	[FAULT_EXIT_COMMIT] = "exit_commit", [FAULT_EXIT_COMMITTED] = "exit_committed",

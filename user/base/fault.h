@@ -19,6 +19,7 @@ enum fault {
 	FAULT_MAP_UPDATE,
 	FAULT_EPOLL,
 	FAULT_LOG_WRITE,
+	FAULT_KTLS_RX, /* the kernel refuses the keys for receiving */
 	/* Sudden ends within an upgrade, in the order of its steps; see control/upgrade_wire.h. */
 	FAULT_EXIT_HELLO,     /* new: has said HELLO */
 	FAULT_EXIT_OFFER,     /* old: has begun to hand out sockets */

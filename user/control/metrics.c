@@ -32,6 +32,7 @@ static const struct counter_family {
 	const char *name, *label, *help;
 } families[] = {
 	{ "ktls_", "", "sluice_ktls_connections_total", "direction", "TLS connections by what the kernel encrypts for them." },
+	{ "user_tls_", "", "sluice_ktls_fallbacks_total", "reason", "TLS connections not wholly in the kernel, by why." },
 	{ "fallback_", "", "sluice_fallbacks_total", "reason", "Bodies that were moved by a lower engine, by why." },
 	{ "verdict_", "_bytes", "sluice_verdict_bytes_total", "verdict", "Bytes the BPF program decided on, by verdict." },
 	{ "verdict_", "", "sluice_verdicts_total", "verdict", "Packet buffers the BPF program decided on, by verdict." },

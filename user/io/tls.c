@@ -511,6 +511,18 @@ const char *tls_kernel_reason(const struct tls *t)
 	return t->kernel_reason;
 }
 
+enum tls_kernel_lack tls_kernel_lack(const struct tls *t)
+{
+	return t->lack;
+}
+
+bool tls_kernel_lack_is_news(struct tls *t)
+{
+	unsigned bit = 1u << t->lack;
+
+	return t->lack != TLS_KERNEL_LACKS_NOTHING && !(atomic_fetch_or(&t->ctx->said, bit) & bit);
+}
+
 const char *tls_version(const struct tls *t)
 {
 	return t->version ? t->version : "";

@@ -13,7 +13,7 @@
  * Every write uses MSG_NOSIGNAL except splice, which has no such flag: the
  * process ignores SIGPIPE.
  *
- * Contexts are immutable and shared by all threads without locks. A connection
+ * Contexts are immutable (but for what was said already) and shared by all threads without locks. A connection
  * belongs to one thread. A session cache has a lock of its own, held for a few
  * instructions once per handshake.
  */
@@ -148,6 +148,19 @@ enum {
 unsigned tls_kernel(const struct tls *t);
 /* Why a direction is not in the kernel; "" when both are. */
 const char *tls_kernel_reason(const struct tls *t);
+/* The same as a class, for counters. */
+enum tls_kernel_lack {
+	TLS_KERNEL_LACKS_NOTHING,
+	TLS_KERNEL_OFF,	    /* by configuration */
+	TLS_KERNEL_ABSENT,  /* the kernel has no TLS */
+	TLS_KERNEL_CIPHER,  /* it does not take the cipher */
+	TLS_KERNEL_LATE,    /* records were in user space already */
+	TLS_KERNEL_REFUSED, /* it refused the socket or the keys */
+	_TLS_KERNEL_LACK_MAX,
+};
+enum tls_kernel_lack tls_kernel_lack(const struct tls *t);
+/* True once for each class among all connections of the context: it is worth a log line. */
+bool tls_kernel_lack_is_news(struct tls *t);
 /*
  * 0 when this kernel has TLS, or -errno with a text. Called once at start while
  * privileged, it also makes the kernel load its module.

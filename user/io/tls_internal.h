@@ -33,6 +33,7 @@ struct tls_ctx {
 	size_t n;
 	enum tls_ktls ktls;
 	bool server, verify;
+	atomic_uint said; /* bit per enum tls_kernel_lack */
 };
 
 enum tls_state { TLS_HANDSHAKE, TLS_OPEN, TLS_ENDED, TLS_FAILED };
@@ -84,6 +85,7 @@ struct tls {
 	enum tls_state state;
 	enum tls_failure failure;
 	unsigned kernel;
+	enum tls_kernel_lack lack;
 	uint16_t suite;  /* IANA number */
 	uint16_t proto;  /* TLS1_2_VERSION … */
 	uint8_t head[8]; /* first bytes the peer sent */

@@ -148,11 +148,20 @@ void tls_kernel_setup_ctx(SSL_CTX *c)
 	SSL_CTX_set_keylog_callback(c, on_keylog);
 }
 
+static int stay(struct tls *t, enum tls_kernel_lack lack, const char *what, const char *why)
+{
+	t->lack = lack;
+	snprintf(t->kernel_reason, sizeof(t->kernel_reason), "%s%s%s", what, *what ? ": " : "", why);
+	return -1;
+}
+
 int tls_kernel_prepare(struct tls *t)
 {
 	if (t->ctx->ktls == TLS_KTLS_OFF || known_absent()) {
-		snprintf(t->kernel_reason, sizeof(t->kernel_reason), "%s",
-			 t->ctx->ktls == TLS_KTLS_OFF ? "off by configuration" : attach_error(ENOENT));
+		if (t->ctx->ktls == TLS_KTLS_OFF)
+			stay(t, TLS_KERNEL_OFF, "", "off by configuration");
+		else
+			stay(t, TLS_KERNEL_ABSENT, "", attach_error(ENOENT));
 		return 0;
 	}
 	t->off = calloc(1, sizeof(*t->off));
@@ -172,12 +181,6 @@ void tls_offload_free(struct tls_offload *o)
 	free(o);
 }
 
-static int stay(struct tls *t, const char *what, const char *why)
-{
-	snprintf(t->kernel_reason, sizeof(t->kernel_reason), "%s%s%s", what, *what ? ": " : "", why);
-	return -1;
-}
-
 /* Moves what can be moved; a refusal leaves its reason. */
 static int take(struct tls *t)
 {
@@ -187,9 +190,9 @@ static int take(struct tls *t)
 	if (!t->off)
 		return -1;
 	if (!tls_kernel_cipher(t->suite))
-		return stay(t, "kernel does not take cipher", t->cipher);
+		return stay(t, TLS_KERNEL_CIPHER, "kernel does not take cipher", t->cipher);
 	if (SSL_has_pending(t->ssl) || t->out.len)
-		return stay(t, "", "records are in user space");
+		return stay(t, TLS_KERNEL_LATE, "", "records are in user space");
 	r = t->proto == TLS1_3_VERSION ? tls_keys_13(t, &t->off->tx, &tx) : tls_keys_12(t, &tx, &rx);
 	if (r == 0 && t->proto == TLS1_3_VERSION) {
 		r = tls_keys_13(t, &t->off->rx, &rx);
@@ -198,23 +201,23 @@ static int take(struct tls *t)
 		rx.seq = t->off->feed.seq = t->off->rx_records;
 	}
 	if (r < 0)
-		return stay(t, "", "keys could not be derived");
+		return stay(t, TLS_KERNEL_REFUSED, "", "keys could not be derived");
 	r = attach(t->fd);
 	if (r == -ENOENT)
 		atomic_store(&absent_until, now_ns() + ABSENT_FOR);
 	if (r < 0) {
 		OPENSSL_cleanse(&tx, sizeof(tx));
 		OPENSSL_cleanse(&rx, sizeof(rx));
-		return stay(t, "", attach_error(-r));
+		return stay(t, r == -ENOENT ? TLS_KERNEL_ABSENT : TLS_KERNEL_REFUSED, "", attach_error(-r));
 	}
 	r = tls_keys_install(t, TLS_KERNEL_TX, &tx);
 	if (r < 0)
-		stay(t, "kernel refuses to send", strerror(-r));
+		stay(t, TLS_KERNEL_REFUSED, "kernel refuses to send", strerror(-r));
 	else
 		t->kernel |= TLS_KERNEL_TX;
 	r = tls_keys_install(t, TLS_KERNEL_RX, &rx);
 	if (r < 0)
-		stay(t, "kernel refuses to receive", strerror(-r));
+		stay(t, TLS_KERNEL_REFUSED, "kernel refuses to receive", strerror(-r));
 	else
 		t->kernel |= TLS_KERNEL_RX;
 	OPENSSL_cleanse(&tx, sizeof(tx));

@@ -20,6 +20,7 @@
 #include <openssl/kdf.h>
 #include <pthread.h>
 #include <sys/socket.h>
+#include "base/fault.h"
 #include "io/tls_internal.h"
 
 static const struct suite {
@@ -232,6 +233,10 @@ int tls_keys_install(const struct tls *t, unsigned dir, const struct tls_key *k)
 		put_seq(u.chacha.rec_seq, k->seq);
 		n = sizeof(u.chacha);
 		break;
+	}
+	if (dir == TLS_KERNEL_RX && fault_hit(FAULT_KTLS_RX)) {
+		OPENSSL_cleanse(&u, sizeof(u));
+		return -EOPNOTSUPP;
 	}
 	r = setsockopt(t->fd, SOL_TLS, dir == TLS_KERNEL_TX ? TLS_TX : TLS_RX, &u, n);
 	r = r < 0 ? -errno : 0;

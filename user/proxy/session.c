@@ -191,6 +191,7 @@ static bool step_handshake(struct session *s)
 		session_close(s, false);
 		return false;
 	}
+	worker_tls_opened(s->worker, s->client.tls, "listener", s->listener->text);
 	s->client.readable = s->client.writable = true;
 	session_go(s, SESSION_HEAD);
 	return true;

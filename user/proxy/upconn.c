@@ -168,7 +168,6 @@ int upconn_open(struct upconn **out, struct worker *w, struct worker_site *site,
 	u->worker = w;
 	u->session = s;
 	u->reap.free = upconn_free;
-	u->tls_index = upstream;
 	u->requests = 1;
 	u->flow = FLOW_SOCK_INIT;
 	r = conn_init(&u->conn, w->loop, fd, upconn_event);
@@ -220,19 +219,7 @@ int upconn_step(struct upconn *u, const char **reason)
 		}
 		u->state = UPCONN_READY;
 		u->conn.readable = u->conn.writable = true;
-		switch (tls_kernel(u->conn.tls)) {
-		case TLS_KERNEL_BOTH:
-			COUNT(u->worker, ktls_both);
-			break;
-		case TLS_KERNEL_TX:
-			COUNT(u->worker, ktls_tx);
-			break;
-		case TLS_KERNEL_RX:
-			COUNT(u->worker, ktls_rx);
-			break;
-		default:
-			COUNT(u->worker, ktls_none);
-		}
+		worker_tls_opened(u->worker, u->conn.tls, "upstream", u->backend->upstream);
 	}
 	return 0;
 }

@@ -33,7 +33,6 @@ struct upconn {
 	uint64_t idle_until;
 	struct buf in;	    /* read and not yet used */
 	uint32_t requests;  /* begun on it */
-	uint32_t tls_index; /* upstream index whose context it uses */
 	struct flow_sock flow;
 	struct defer reap;
 };

@@ -251,6 +251,54 @@ void worker_session_gone(struct worker *w)
 	}
 }
 
+static void count_lack(struct worker *w, enum tls_kernel_lack lack)
+{
+	switch (lack) {
+	case TLS_KERNEL_OFF:
+		COUNT(w, user_tls_off);
+		break;
+	case TLS_KERNEL_ABSENT:
+		COUNT(w, user_tls_no_kernel);
+		break;
+	case TLS_KERNEL_CIPHER:
+		COUNT(w, user_tls_cipher);
+		break;
+	case TLS_KERNEL_LATE:
+		COUNT(w, user_tls_late);
+		break;
+	case TLS_KERNEL_REFUSED:
+		COUNT(w, user_tls_refused);
+		break;
+	default:
+		break;
+	}
+}
+
+void worker_tls_opened(struct worker *w, struct tls *t, const char *side, const char *name)
+{
+	const char *directions = "none";
+
+	switch (tls_kernel(t)) {
+	case TLS_KERNEL_BOTH:
+		COUNT(w, ktls_both);
+		return;
+	case TLS_KERNEL_TX:
+		COUNT(w, ktls_tx);
+		directions = "tx";
+		break;
+	case TLS_KERNEL_RX:
+		COUNT(w, ktls_rx);
+		directions = "rx";
+		break;
+	default:
+		COUNT(w, ktls_none);
+	}
+	count_lack(w, tls_kernel_lack(t));
+	if (tls_kernel_lack(t) != TLS_KERNEL_OFF && tls_kernel_lack_is_news(t))
+		log_info("ktls_fallback", "%s=%s in_kernel=%s version=%s cipher=%s reason=\"%s\"", side, name, directions,
+			 tls_version(t), tls_cipher(t), tls_kernel_reason(t));
+}
+
 /* From the worker's thread, before its loop ends. */
 void worker_end(struct worker *w)
 {

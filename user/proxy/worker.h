@@ -120,3 +120,8 @@ struct worker_site *worker_site_ref(struct worker_site *s);
 void worker_site_unref(struct worker_site *s);
 /* A session has ended; the last one of a draining worker is told to the proxy. */
 void worker_session_gone(struct worker *w);
+/*
+ * A handshake is done: counts by which directions are in the kernel, and why not all; the first time of
+ * each reason it is logged too. side: "upstream" or "listener", with its name.
+ */
+void worker_tls_opened(struct worker *w, struct tls *t, const char *side, const char *name);

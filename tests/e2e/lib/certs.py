@@ -31,6 +31,16 @@ def leaf(directory, name, ca, san="DNS:one.demo", days=30, start=None, end=None)
     return directory / f"{name}.pem", directory / f"{name}.key"
 
 
+def revoke(directory, cert, ca):
+    """The path of a list by the authority in directory `ca` that revokes the certificate in file `cert`."""
+    (directory / "crl.cnf").write_text("[ca]\ndefault_ca=d\n[d]\ndatabase=crl.index\ndefault_md=sha256\ndefault_crl_days=30\n")
+    (directory / "crl.index").write_text("")
+    who = ["-config", "crl.cnf", "-cert", ca / "ca.pem", "-keyfile", ca / "ca.key"]
+    _openssl("ca", *who, "-revoke", cert, cwd=directory)
+    _openssl("ca", *who, "-gencrl", "-out", "list.pem", cwd=directory)
+    return directory / "list.pem"
+
+
 def self_signed(directory, name, san="DNS:one.demo"):
     _openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", f"{name}.key",
              "-out", f"{name}.pem", "-subj", f"/CN={name}", "-days", "30", "-addext", f"subjectAltName={san}", cwd=directory)
