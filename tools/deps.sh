@@ -9,7 +9,7 @@ build="gcc make clang llvm libc6-dev libbpf-dev libelf-dev zlib1g-dev libssl-dev
 test="python3 python3-pytest python3-h11 libcmocka-dev wrk procps iproute2 git util-linux libclang-rt-dev"
 bench="haproxy nginx-light wrk"
 browser="chromium"
-vm="qemu-system-x86 udev busybox-static kmod file cpio python3-argcomplete python3-requests"
+vm="qemu-system-x86 udev busybox-static kmod file cpio python3-argcomplete python3-requests nginx-light strace"
 
 # bpftool is a package of its own on Debian and part of linux-tools on Ubuntu.
 if ! command -v bpftool >/dev/null 2>&1 && ! [ -x /usr/sbin/bpftool ]; then

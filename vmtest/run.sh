@@ -34,7 +34,7 @@ flock 9 # one VM at a time
 
 for tool in qemu-system-x86_64 busybox depmod udevadm; do
 	PATH=$PATH:/usr/sbin:/sbin command -v $tool > /dev/null && continue
-	echo "vmtest: $tool is missing: apt-get install qemu-system-x86 busybox-static kmod udev python3-argcomplete python3-requests" >&2
+	echo "vmtest: $tool is missing: apt-get install qemu-system-x86 busybox-static kmod udev python3-argcomplete python3-requests nginx-light strace" >&2
 	exit 1
 done
 vng=$(sh "$root/vmtest/fetch.sh" virtme-ng)
@@ -86,10 +86,14 @@ for rel in $releases; do
 	# The verdict is the last thing the guest writes: without it the run did not end.
 	if [ ! -s "$out/verdict" ]; then
 		echo "not ok $rel: the VM did not come to its end; see $out/console"
-		tail -5 "$out/console" | sed 's/^/    /'
+		tail -n 20 "$out/console" | sed 's/^/    /'
+		[ ! -e "$out/log" ] || tail -n 60 "$out/log" | sed 's/^/    log: /'
 		failed=$((failed + 1))
 	fi
 	grep -E '^(not ok|skip) ' "$out/results" 2> /dev/null || :
+	# Whoever reads only this output shall see why.
+	[ ! -s "$out/failures" ] || tail -n 400 "$out/failures" | sed 's/^/    /'
+	[ ! -s "$out/splats" ] || sed -n '/vmtest: begins/,$p' "$out/dmesg" | grep -A 30 -F -e "$(head -1 "$out/splats")" | sed 's/^/    /'
 	for kind in passed failed skipped; do
 		case $kind in passed) mark='ok' ;; failed) mark='not ok' ;; skipped) mark='skip' ;; esac
 		n=$(grep -c "^$mark " "$out/results" 2> /dev/null) || n=${n:-0}

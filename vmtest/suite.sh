@@ -17,6 +17,8 @@ unit() {
 	if [ $rc -ne 0 ] && ! grep -q '^not ok' /tmp/tap || ! grep -q '^ok' /tmp/tap; then
 		echo "not ok $name ended with $rc" >> "$results"
 	fi
+	grep -q '^not ok' /tmp/tap || [ $rc -ne 0 ] || return 0
+	{ echo "== $name, status $rc"; tail -n 60 /tmp/tap; } >> "$(dirname "$results")/failures"
 }
 
 for t in build/tests/tls_*_test build/tests/kern_*_test; do

@@ -161,6 +161,7 @@ def _daemons(request, directory):
         d = Sluice(directory, upstreams, *args, start=False, **kw)
         made.append(d)
         return d.start() if start else d
+    make.made = made
     yield make
     problems = []
     for d in made:
@@ -189,11 +190,15 @@ def module_sluice(request, tmp_path_factory):
 def pytest_runtest_makereport(item, call):
     outcome = yield
     report = outcome.get_result()
-    if report.failed and report.when == "call":
-        for name in ("proxy", "daemon"):
-            d = getattr(item, "funcargs", {}).get(name)
-            if isinstance(d, Sluice):
-                report.sections.append((f"log of sluice {d.number}", d.log()[-4000:] + d.process.text()[-4000:]))
+    if not report.failed:
+        return
+    daemons = {}
+    for value in getattr(item, "funcargs", {}).values():
+        for d in [value] if isinstance(value, Sluice) else getattr(value, "made", []):
+            daemons[d.number] = d
+    for number, d in sorted(daemons.items()):
+        output = d.process.text()[-4000:] if d.process else ""
+        report.sections.append((f"log of sluice {number}", d.log()[-4000:] + output))
 
 
 # ---- engines ----
