@@ -162,33 +162,42 @@ def test_many_at_once_with_clients_of_all_speeds(engine, engine_sluice):
     assert not failures and not any(t.is_alive() for t in threads), f"seed {seed}: {failures[:5]}"
 
 
-def test_a_client_that_stalls_holds_a_bounded_amount(engine, engine_sluice, backend, sluice):
-    """What a backend can get rid of while nobody reads is the window and socket buffers, not the body."""
-    total = 512 * MiB
-    sent = [0]
+def endless(total, sent):
+    """A backend whose response never ends before the test does; sent[0]: what it got rid of."""
     block = pattern.body(MiB)
 
-    def endless(c):
+    def script(c):
         c.read_head()
         c.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % total)
         c.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 262144)
         while sent[0] < total:
             c.send(block)
             sent[0] += len(block)
+    return script
 
-    b = backend(endless)
+
+def wait_held_up(sent):
+    last, since = -1, time.monotonic()
+
+    def stands_still():
+        nonlocal last, since
+        if sent[0] != last:
+            last, since = sent[0], time.monotonic()
+        return time.monotonic() - since > 1.5
+    wait_until(stands_still, "the backend to be held up", 40)
+
+
+def test_a_client_that_stalls_holds_a_bounded_amount(engine, engine_sluice, backend, sluice):
+    """What a backend can get rid of while nobody reads is the window and socket buffers, not the body."""
+    total = 512 * MiB
+    sent = [0]
+    block = pattern.body(MiB)
+    b = backend(endless(total, sent))
     d = sluice([b.address], splice={"engine": engine, "min_bytes": MIN_BYTES, "window": WINDOW})
     with Client(d.address, rcvbuf=65536) as c:
         c.send(request_bytes())
         c.read_head()
-        last, since = -1, time.monotonic()
-
-        def stands_still():
-            nonlocal last, since
-            if sent[0] != last:
-                last, since = sent[0], time.monotonic()
-            return time.monotonic() - since > 1.5
-        wait_until(stands_still, "the backend to be held up")
+        wait_held_up(sent)
         assert sent[0] < 48 * MiB, f"{sent[0]} bytes were taken from the backend, and nobody read them"
         held = sent[0]
         digest = hashlib.sha256()
@@ -211,17 +220,7 @@ def test_a_slow_client_holds_what_it_takes_in_half_a_second(sluice, backend):
     """splice.window is the bound; what a flow may hold of it follows the rate at which its client takes bytes."""
     window, body = 32 * MiB, 256 * MiB
     sent = [0]
-    block = pattern.body(MiB)
-
-    def endless(c):
-        c.read_head()
-        c.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % body)
-        c.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 262144)
-        while sent[0] < body:
-            c.send(block)
-            sent[0] += len(block)
-
-    d = sluice([backend(endless).address], splice={"engine": "sockmap", "window": window})
+    d = sluice([backend(endless(body, sent)).address], splice={"engine": "sockmap", "window": window})
     require_engine(d, "sockmap")
     with Client(d.address, rcvbuf=65536) as c:
         c.send(request_bytes())
@@ -231,14 +230,7 @@ def test_a_slow_client_holds_what_it_takes_in_half_a_second(sluice, backend):
             c.read_exactly(65536)
             got += 65536
             time.sleep(0.016)
-        last, since = -1, time.monotonic()
-
-        def stands_still():
-            nonlocal last, since
-            if sent[0] != last:
-                last, since = sent[0], time.monotonic()
-            return time.monotonic() - since > 1.5
-        wait_until(stands_still, "the backend to be held up", 40)
+        wait_held_up(sent)
         held = sent[0] - got
         assert held < 12 * MiB, f"{held} bytes are held for a client that takes less than 4 MiB in a second"
         c.reset()
