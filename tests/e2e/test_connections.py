@@ -165,6 +165,24 @@ def test_an_early_response_with_the_body_read_to_its_end(proxy):
             assert e.got == b"", "it may end the connection instead, but not begin something else"
 
 
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+def test_an_early_response_says_that_the_connection_ends(sluice, backend, framing):
+    """The rest of the request is not waited for, so the client must not ask again on this connection."""
+    def script(c):
+        c.read_head()
+        c.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        c.read_end()
+    d = sluice([backend(script).address])
+    with d.client() as c:
+        if framing == "length":
+            c.send(request_bytes("POST", "/", {"Content-Length": 1000}) + b"x" * 10)
+        else:
+            c.send(request_bytes("POST", "/", {"Transfer-Encoding": "chunked"}) + b"a\r\n" + b"x" * 10 + b"\r\n")
+        r = c.read_response()
+        assert (r.status, r.body, r.get("Connection")) == (200, b"ok", "close")
+        c.ended()
+
+
 def test_http_1_0_gets_no_chunks_and_a_close(proxy):
     with proxy.client() as c:
         c.send(request_bytes(path="/chunked/100000?chunk=999", version="1.0"))

@@ -240,7 +240,6 @@ void exchange_begin(struct session *s)
 	x->host = h->host;
 	x->client_minor = h->minor;
 	x->keep_alive = h->keep_alive && !s->worker->draining && s->listener->accepting;
-	x->expect_continue = h->expect_continue;
 	x->framing = h->framing;
 	x->length = h->length;
 	x->idempotent = http_method_is_idempotent(h->method_id);

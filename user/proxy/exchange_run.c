@@ -127,9 +127,16 @@ static bool begin_response(struct session *s, const struct http_head *h)
 					    .via = x->site->site->via[s->listener->index] };
 	size_t sent = x->response.head_sent;
 
-	/* With an expectation unanswered nobody knows whether the body will come. */
-	if (!x->keep_alive || s->worker->draining || http_response_ends_by_close(h, x->client_minor) ||
-	    (x->expect_continue && !x->continued && !x->request_done) || x->request_dead)
+	/*
+	 * The rest of a request is not waited for once its response is through, and then the connection ends: that must be
+	 * said now. The kernel may have moved all of it and not told us yet.
+	 */
+	if (!x->request_done && !x->request_dead) {
+		body_poll(&x->request);
+		if (!run_request(s))
+			return false;
+	}
+	if (!x->keep_alive || s->worker->draining || http_response_ends_by_close(h, x->client_minor) || !x->request_done)
 		x->last = true;
 	rw.close = x->last;
 	if (http_write_response(&x->out, h, &rw) < 0) {
@@ -165,8 +172,6 @@ static bool take_response_head(struct session *s, const struct http_head *h)
 		exchange_fail(s, 502, END_UPSTREAM_BAD, "too many interim responses");
 		return false;
 	}
-	if (h->status == 100)
-		x->continued = true;
 	if (x->client_minor > 0 && http_write_response(&x->out, h, &rw) < 0) { /* 1.0 knows no 1xx */
 		exchange_abort(s, END_OUT_OF_MEMORY);
 		return false;

@@ -52,7 +52,7 @@ struct exchange {
 	struct str key; /* for hashing balancers */
 	enum http_method method_id;
 	uint8_t client_minor;
-	bool expect_continue, keep_alive, idempotent;
+	bool keep_alive, idempotent;
 	struct str upgrade; /* what was offered to the backend; empty: nothing */
 	bool last; /* the client's connection ends after this response */
 	enum http_framing framing;
@@ -66,7 +66,6 @@ struct exchange {
 	struct body response;
 	enum response_state response_state;
 	bool answered;	      /* a final response head was given to the client */
-	bool continued;	      /* the backend said 100 */
 	bool request_dead;    /* the backend takes no more of the request */
 	bool up_keep_alive;   /* the backend will take another request on this connection */
 	bool tunnel_down_done;
