@@ -125,7 +125,7 @@ check:
 	$(Q)sh tools/deps.sh test
 	$(Q)sh tests/check.sh
 
-# A fuzz target alone: make fuzz-http_request_fuzz SECONDS=600
+# A fuzz target alone: make fuzz-http_request_fuzz FUZZ_SECONDS=600
 FUZZ_SECONDS ?= 60
 $(FUZZ:%=build/fuzz/%): build/fuzz/%: tests/fuzz/%.c $(LIB_SRC) | $(SKEL)
 	$(call say,FUZZ,$@)
