@@ -9,7 +9,7 @@
 #include "base/fault.h"
 
 #define EVENTS_PER_WAIT 128
-#define CURRENT_NS NS_PER_MS
+#define CURRENT_NS (NS_PER_MS / 4)
 
 struct loop {
 	int epfd;
