@@ -82,7 +82,7 @@ struct sluice_counters {
 /* --- flows: array, one entry per source socket in the maps --- */
 
 #define SLUICE_UNTIL_EOF 0xffffffffffffffffull
-#define SLUICE_PEER_TEXT 64
+#define SLUICE_PEER_TEXT 48 /* "[IPv6]:port" and NUL */
 
 /*
  * A flow's window is what its target takes in so many milliseconds, between the
@@ -146,12 +146,12 @@ struct sluice_flow {
 	__u64 rate_since_ns; /* CLOCK_MONOTONIC: when rate_una was looked at; 0: not of seen_epoch */
 	__u32 rate_una;	     /* what the target had acknowledged then (sequence number) */
 	__u32 rate;	     /* bytes the target acknowledges in a millisecond; 0: not known yet */
-	__u64 pad_rate[6];
-	/* user space; for people */
+	/* user space, when the socket comes in and when a body is armed; for people */
 	char source_peer[SLUICE_PEER_TEXT]; /* whom the source socket is connected to; "" once the slot is free */
 	char target_peer[SLUICE_PEER_TEXT]; /* the same of the target, while armed */
+	__u64 pad_end[2];
 };
-_Static_assert(sizeof(struct sluice_flow) == 320, "sluice_flow: no cache line has two writers");
+_Static_assert(sizeof(struct sluice_flow) == 256, "sluice_flow: no cache line has two busy writers");
 
 enum sluice_event_kind {
 	SLUICE_EVENT_SPILL = 1, /* bytes were passed and nothing was unread before them */

@@ -23,6 +23,7 @@ struct conn {
 	bool failed; /* EPOLLERR or EPOLLHUP was seen */
 	bool eof;    /* a read returned 0 */
 	bool watched;
+	bool bounded; /* sock_bound_near was done */
 };
 
 /* Takes over fd (owned from here on, also on failure) and watches it. 0 or -errno. */

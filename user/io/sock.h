@@ -73,3 +73,9 @@ bool sock_is_tcp(const struct sock_addr *a);
 int sock_local(int fd, struct sock_addr *out);
 /* The largest segment that a TCP socket sends, headers not counted (tcp_current_mss); 0 when it can not be told. */
 uint32_t sock_mss(int fd);
+/*
+ * Bounds the receive buffer of a TCP socket whose peer is near (a round trip of
+ * a millisecond at most): autotuning lets it grow to tcp_rmem's 6 or 32 MB, which a
+ * far peer may need, and a near one only fills while nobody reads on.
+ */
+void sock_bound_near(int fd);

@@ -64,7 +64,7 @@ static void give_back(struct body *b)
 		descriptors_give(&b->worker->fds, 2);
 }
 
-int body_splice_start(struct body *b, _unused_ uint64_t n)
+int body_splice_start(struct body *b, uint64_t n)
 {
 	struct worker *w = b->worker;
 
@@ -76,6 +76,10 @@ int body_splice_start(struct body *b, _unused_ uint64_t n)
 	if (!tls_in_kernel(b->src, TLS_KERNEL_RX) || !tls_in_kernel(b->dst, TLS_KERNEL_TX)) {
 		body_refuse(b, "TLS is not in the kernel", &w->counters->fallback_tls);
 		return 1;
+	}
+	if (n >= LONG_BYTES && !b->src_unix && !b->src->bounded) {
+		sock_bound_near(b->src->watch.fd);
+		b->src->bounded = true;
 	}
 	return lend(b) ? 0 : 1;
 }
