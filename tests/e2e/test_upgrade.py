@@ -677,7 +677,7 @@ def test_the_service_manager_follows_the_main_process(line, tmp_path):
 @pytest.mark.parametrize("env", [{}, {"SLUICE_FAULT": "map_update:1"}], ids=["pinned", "without_bpf"])
 def test_counts_go_on_and_include_what_draining_processes_answer(line, env):
     """Through two upgrades with other numbers of threads and one that fails: nothing is lost, nothing counted twice."""
-    one = line(env=env)
+    one = line(env=env, listener={"timeouts": {"head": "300s", "idle": "300s"}})  # the clients wait between the steps
     counted = {"sluice_requests_total": 0, "sluice_backend_requests_total": 0, "sluice_connections_total": 0,
                "sluice_listener_accepted_total": 0, "sluice_body_bytes_total": 0}
 

@@ -82,13 +82,23 @@ static uint32_t slot_claim(struct lb *lb, const struct backend_key *key)
 	return NO_SLOT;
 }
 
+/* The operator's fields may be written by others at the same time. */
+static void slot_clear(struct sluice_health *h)
+{
+	memset(h, 0, offsetof(struct sluice_health, state));
+	__atomic_store_n(&h->admin, SLUICE_ADMIN_ENABLED, __ATOMIC_RELAXED);
+	__atomic_store_n(&h->weight, 0, __ATOMIC_RELAXED);
+	memset(&h->weight_conf, 0, sizeof(*h) - offsetof(struct sluice_health, weight_conf));
+	__atomic_store_n(&h->state, SLUICE_HEALTH_FREE, __ATOMIC_RELEASE);
+}
+
 void backend_reap_slots_locked(struct lb *lb)
 {
 	if (atomic_load(&lb->frozen))
 		return;
 	for (uint32_t i = 0; i < lb->slot_count; i++)
 		if (!lb->slot_used[i] && lb->slots[i].state != SLUICE_HEALTH_FREE)
-			memset(&lb->slots[i], 0, sizeof(lb->slots[i]));
+			slot_clear(&lb->slots[i]);
 }
 
 /* Gives b an entry: the one of its name, an empty one, or memory of its own when the table is full. */
@@ -138,8 +148,8 @@ static void slot_adopt(struct backend *b)
 	atomic_store(&b->state, state);
 	if (atomic_load(&b->lb->frozen))
 		return;
-	if (h->admin > SLUICE_ADMIN_DISABLED)
-		h->admin = SLUICE_ADMIN_ENABLED;
+	if (backend_admin(b) > SLUICE_ADMIN_DISABLED)
+		__atomic_store_n(&h->admin, SLUICE_ADMIN_ENABLED, __ATOMIC_RELAXED);
 	copy_text(h->upstream, sizeof(h->upstream), b->upstream);
 	copy_text(h->backend, sizeof(h->backend), b->text);
 	h->state = state;
@@ -153,7 +163,7 @@ static void slot_release(struct lb *lb, struct backend *b)
 	}
 	lb->slot_used[b->slot] = 0;
 	if (!atomic_load(&lb->frozen))
-		memset(b->health, 0, sizeof(*b->health));
+		slot_clear(b->health);
 }
 
 /* ---- registry ---- */
