@@ -9,14 +9,12 @@
 #include "base/fault.h"
 
 #define EVENTS_PER_WAIT 128
-#define CURRENT_NS (NS_PER_MS / 4)
 
 struct loop {
 	int epfd;
 	struct watch wake;
 	uint64_t now;
 	bool stop;
-	bool full_batch;
 
 	struct timer **heap;
 	size_t heap_n, heap_cap;
@@ -104,11 +102,6 @@ void loop_del(struct loop *l, struct watch *w)
 uint64_t loop_now(const struct loop *l)
 {
 	return l->now;
-}
-
-bool loop_is_current(const struct loop *l)
-{
-	return !l->full_batch && now_ns() - l->now < CURRENT_NS;
 }
 
 uint64_t loop_now_fresh(struct loop *l)
@@ -277,13 +270,8 @@ int loop_turn(struct loop *l, int timeout_ms)
 	if (n < 0 && errno != EINTR)
 		return -errno;
 	l->now = now_ns();
-	l->full_batch = n == EVENTS_PER_WAIT;
-	for (int i = 0; i < n; i++)
-		((struct watch *)ev[i].data.ptr)->pending = true;
 	for (int i = 0; i < n; i++) {
 		struct watch *w = ev[i].data.ptr;
-
-		w->pending = false;
 		if (w->fd >= 0)
 			w->cb(w, ev[i].events);
 	}

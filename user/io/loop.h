@@ -18,7 +18,6 @@ struct timer;
 
 struct watch {
 	int fd; /* -1: not watched */
-	bool pending; /* its event is in the batch that is being worked off */
 	void (*cb)(struct watch *w, uint32_t events);
 };
 
@@ -45,12 +44,6 @@ int loop_add(struct loop *l, struct watch *w, uint32_t events);
 int loop_mod(struct loop *l, struct watch *w, uint32_t events);
 /* Stops watching. Must be called before the descriptor is closed when it may be shared. */
 void loop_del(struct loop *l, struct watch *w);
-
-/*
- * True when an event that had happened before this turn began would be known: told, or pending. False when there may be
- * more than one batch holds, or the turn has taken so long that asking the kernel is better.
- */
-bool loop_is_current(const struct loop *l);
 
 /* Monotonic nanoseconds as of the start of this turn. */
 uint64_t loop_now(const struct loop *l);

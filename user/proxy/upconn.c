@@ -104,18 +104,6 @@ static bool upconn_silent(struct upconn *u)
 	return true;
 }
 
-/*
- * The same for a connection in the pool. It was silent when it came there, and its first event would have closed it;
- * so the kernel need not be asked when its events are known up to now. (Where a BPF program reads, it is.)
- */
-static bool still_silent(struct upconn *u)
-{
-	if (!u->conn.readable && !u->conn.watch.pending && !flow_sock_inserted(&u->flow, FLOW_SOURCE) &&
-	    loop_is_current(u->worker->loop))
-		return !u->conn.rdhup && !u->conn.failed && !u->in.len;
-	return upconn_silent(u);
-}
-
 static void upconn_event(struct watch *w, uint32_t events)
 {
 	struct upconn *u = container_of(w, struct upconn, conn.watch);
@@ -134,7 +122,7 @@ struct upconn *upconn_take(struct worker *w, struct backend *b, struct session *
 	while ((p = pool_find(w, b))) {
 		struct upconn *u = list_entry(p->idle.next, struct upconn, idle);
 
-		if (!still_silent(u)) {
+		if (!upconn_silent(u)) {
 			upconn_close(u, false);
 			continue;
 		}
