@@ -3,12 +3,15 @@
 # Runs a script inside virtual machines with Debian's kernels, where TLS is in the
 # kernel, and says what came of it.
 #
-#   vmtest/run.sh [-k RELEASE]... [SCRIPT [ARGUMENT]...]
+#   vmtest/run.sh [-c] [-k RELEASE]... [SCRIPT [ARGUMENT]...]
 #
+#   -c           the machine's clock counts instructions: figures of processor time then
+#                depend neither on this machine nor on what else runs on it; slower
 #   -k RELEASE   bookworm (6.1) or trixie (6.12); default: both, one after the other
-#   SCRIPT       run with sh by root in the VM; default: vmtest/suite.sh. It sees this
-#                machine's files, read-only but for temporary directories, and writes
-#                lines "ok …", "not ok …", "skip …" to the file $VMTEST_RESULTS
+#   SCRIPT       run with sh by root in the VM; default: vmtest/suite.sh, then, with -c and
+#                the last kernel, vmtest/ktls_cpu.sh. It sees this machine's files,
+#                read-only but for temporary directories, and writes lines "ok …",
+#                "not ok …", "skip …" to the file $VMTEST_RESULTS
 #
 # Prints "N passed, N failed, N skipped" last; exit 0 only if nothing failed, every VM
 # came to its end, and no kernel complained. Logs: .cache/vm/out/RELEASE/.
@@ -18,14 +21,18 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 cache=$root/.cache/vm
 limit=${VMTEST_TIMEOUT:-1500}
 releases=
-while getopts k: opt; do
+counting= cpus=2
+count_instructions() {
+	counting=--disable-kvm cpus=1
+}
+while getopts ck: opt; do
 	case $opt in
+	c) count_instructions ;;
 	k) releases="$releases $OPTARG" ;;
-	*) sed -n '6,17s/^# \{0,1\}//p' "$0"; exit 2 ;;
+	*) sed -n '6,20s/^# \{0,1\}//p' "$0"; exit 2 ;;
 	esac
 done
 shift $((OPTIND - 1))
-[ $# -gt 0 ] || set -- "$root/vmtest/suite.sh"
 releases=${releases:-bookworm trixie}
 
 mkdir -p "$cache"
@@ -43,7 +50,7 @@ vng=$(sh "$root/vmtest/fetch.sh" virtme-ng)
 vm() {
 	# virtme looks the writable directory up relative to the root, so be there.
 	(cd / && PYTHONPATH=${vng%/bin/vng}/lib/python3/dist-packages PATH=${vng%/vng}:$PATH:/usr/sbin:/sbin \
-		exec nice /usr/bin/python3 "$vng" $3 --run "$1/boot/vmlinuz-$(cat "$1/release")" --cpus 2 --memory 2G \
+		exec nice /usr/bin/python3 "$vng" $3 --run "$1/boot/vmlinuz-$(cat "$1/release")" --cpus $cpus --memory 2G ${counting:+"--qemu-opts=-icount shift=1,sleep=off -cpu max"} \
 		--rwdir "$2" --exec "$4") < /dev/null 9>&-
 }
 
@@ -73,24 +80,27 @@ kvm_option() {
 }
 
 passed=0 failed=0 skipped=0
-for rel in $releases; do
+# run NAME RELEASE SCRIPT [ARGUMENT]...: one VM, its output and its share of the counts.
+run() {
+	name=$1 rel=$2
+	shift 2
 	kernel=$(sh "$root/vmtest/fetch.sh" "$rel")
-	out=$cache/out/$rel
+	out=$cache/out/$name
 	rm -rf "$out"
 	mkdir -p "$out"
-	option=$(kvm_option "$kernel")
-	echo "== $rel: Linux $(cat "$kernel/release")${option:+, emulated}"
+	option=${counting:-$(kvm_option "$kernel")}
+	echo "== $name: Linux $(cat "$kernel/release")${option:+, emulated}${counting:+, counting instructions}"
 	script=
 	for word; do script="$script '$word'"; done
 	vm "$kernel" "$out" "$option" "timeout $limit sh $root/vmtest/guest.sh $out $script" > "$out/console" 2>&1 || :
 	# The verdict is the last thing the guest writes: without it the run did not end.
 	if [ ! -s "$out/verdict" ]; then
-		echo "not ok $rel: the VM did not come to its end; see $out/console"
+		echo "not ok $name: the VM did not come to its end; see $out/console"
 		tail -n 20 "$out/console" | sed 's/^/    /'
 		[ ! -e "$out/log" ] || tail -n 60 "$out/log" | sed 's/^/    log: /'
 		failed=$((failed + 1))
 	fi
-	grep -E '^(not ok|skip) ' "$out/results" 2> /dev/null || :
+	grep -E '^(not ok|skip|ok ratio) ' "$out/results" 2> /dev/null || :
 	# Whoever reads only this output shall see why.
 	[ ! -s "$out/failures" ] || tail -n 400 "$out/failures" | sed 's/^/    /'
 	[ ! -s "$out/splats" ] || sed -n '/vmtest: begins/,$p' "$out/dmesg" | grep -A 30 -F -e "$(head -1 "$out/splats")" | sed 's/^/    /'
@@ -99,6 +109,14 @@ for rel in $releases; do
 		n=$(grep -c "^$mark " "$out/results" 2> /dev/null) || n=${n:-0}
 		eval "$kind=\$(($kind + n))"
 	done
-done
+}
+
+if [ $# -gt 0 ]; then
+	for rel in $releases; do run "$rel" "$rel" "$@"; done
+else
+	for rel in $releases; do run "$rel" "$rel" "$root/vmtest/suite.sh"; done
+	count_instructions
+	run ktls-cpu "${releases##* }" "$root/vmtest/ktls_cpu.sh"
+fi
 echo "$passed passed, $failed failed, $skipped skipped"
 [ $failed -eq 0 ] && [ $passed -gt 0 ]

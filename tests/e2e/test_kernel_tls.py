@@ -8,11 +8,9 @@ import os
 import platform
 import re
 import shutil
-import signal
 import socket
 import ssl
 import subprocess
-from pathlib import Path
 
 import pytest
 
@@ -20,6 +18,7 @@ from lib import pattern
 from lib.client import Client, Ended
 from lib.process import Process
 from lib.sluice import free_port
+from lib.trace import GIVES, TAKES, Traced
 from lib.wait import wait_until
 
 SUITES = {
@@ -173,40 +172,6 @@ def test_a_spliced_body_cut_without_close_notify_is_truncated(sluice, own_origin
     with d.client() as c, pytest.raises(Ended) as e:
         c.get(f"/close/{SIZE}?{query}", keep=False)
     assert e.value.how == "rst"
-
-
-TAKES = {"read", "readv", "recvfrom", "recvmsg", "pread64", "preadv"}
-GIVES = {"write", "writev", "sendto", "sendmsg", "pwrite64", "pwritev"}
-CALL = re.compile(r"(\w+)(?:\(| resumed).* = (\d+)$")
-
-
-class Traced:
-    """What the daemon's calls moved while it was under strace, by name."""
-
-    def __init__(self, d, tmp_path):
-        self.d, self.out = d, tmp_path / "strace"
-        calls = ",".join(sorted(TAKES | GIVES | {"splice"}))
-        self.process = Process(["strace", "-f", "-qq", "-p", d.pid, "-o", self.out, "-e", f"trace={calls}"], tmp_path / "strace.err")
-
-    def __enter__(self):
-        def attached():
-            assert self.process.alive(), self.process.text()
-            tasks = list(Path(f"/proc/{self.d.pid}/task").iterdir())
-            return all("TracerPid:\t0" not in (t / "status").read_text() for t in tasks)
-        wait_until(attached, "strace to attach")
-        return self
-
-    def __exit__(self, *_):
-        self.process.send_signal(signal.SIGINT)
-        self.process.popen.wait(20)
-        self.moved = {}
-        for line in self.out.read_text().splitlines():
-            m = CALL.search(line)
-            if m:
-                self.moved[m[1]] = self.moved.get(m[1], 0) + int(m[2])
-
-    def sum(self, names):
-        return sum(n for name, n in self.moved.items() if name in names)
 
 
 @pytest.mark.parametrize("direction", ["download", "upload"])

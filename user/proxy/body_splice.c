@@ -101,12 +101,31 @@ static size_t fill_bytes(struct body *b)
 	return (size_t)MIN_OF((uint64_t)b->pipe.size, MAX_OF(share, (uint64_t)PIPE_LEAST));
 }
 
+/*
+ * The kernel gives one record of TLS a call (tls_sw_splice_read): several of
+ * them make the send worth its price. What stopped it is told by the next call
+ * when something was taken: an end and an error stay, and whether EAGAIN was
+ * said for the source or for the pipe is clear once the pipe is empty.
+ */
+static ssize_t fill_records(struct body *b, size_t n)
+{
+	size_t got = 0;
+	ssize_t r;
+
+	do {
+		r = tls_splice_in(b->src->tls, b->pipe.fd[1], n - got);
+		if (r > 0)
+			got += (size_t)r;
+	} while (r > 0 && got < n);
+	return got ? (ssize_t)got : r;
+}
+
 static ssize_t fill(struct body *b, size_t n)
 {
 	ssize_t r;
 
 	if (b->src->tls)
-		return tls_splice_in(b->src->tls, b->pipe.fd[1], n);
+		return fill_records(b, n);
 	do
 		r = splice(b->src->watch.fd, NULL, b->pipe.fd[1], NULL, n, SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
 	while (r < 0 && errno == EINTR);
