@@ -197,6 +197,8 @@ def pytest_runtest_makereport(item, call):
         for d in [value] if isinstance(value, Sluice) else getattr(value, "made", []):
             daemons[d.number] = d
     for number, d in sorted(daemons.items()):
+        if d.process and d.process.popen.returncode == 0:
+            continue  # of an earlier parameter
         output = d.process.text()[-4000:] if d.process else ""
         report.sections.append((f"log of sluice {number}", d.log()[-4000:] + output))
 
