@@ -306,12 +306,12 @@ static void an_end_does_not_stop_what_is_under_way_to_it(void **state)
 	struct rig_pair src, dst;
 	struct rig_flow r, back;
 	struct flow_progress p;
-	int one = 1;
+	int one = 1, none = 0;
 
 	(void)state;
 	RIG_NEEDED();
 	rig_connect(&src, 0, 37);
-	rig_connect(&dst, 4096, 0);
+	rig_connect(&dst, 32768, 0);
 	rig_insert(&dst, FLOW_TARGET | FLOW_SOURCE);
 	rig_insert(&src, FLOW_SOURCE | FLOW_TARGET);
 	/* The worker finds no room behind the first unsent byte, which the program does not know of. */
@@ -327,6 +327,7 @@ static void an_end_does_not_stop_what_is_under_way_to_it(void **state)
 	assert_true(p.outstanding > 0);
 	shutdown(dst.far, SHUT_WR);
 	rig_turn(10);
+	assert_int_equal(setsockopt(dst.near, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &none, sizeof(none)), 0);
 	assert_int_equal(rig_run(&r, &src, &dst, total, 65536, SIZE_MAX, 0), FLOW_DONE);
 	rig_rest(&dst, src.salt, 0, total);
 	rig_hint(&back);
