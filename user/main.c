@@ -41,6 +41,9 @@
 #define DEATH_LOOKS 100u
 #define DEATH_LOOK_US 20000u
 
+#define FLOWS_MIN 64u
+#define FLOWS_MAX 16384u
+
 struct app {
 	const char *conf_path;
 	const struct conf *conf;
@@ -490,6 +493,22 @@ static void taken_over(struct app *a)
 	log_info("upgraded", "pid=%d from=%d", (int)getpid(), before);
 }
 
+/*
+ * How many bodies the kernel may move at a time: one for each client that the limits let in. A client takes two
+ * descriptors at least. What finds no place in the table goes by the next engine.
+ */
+static unsigned flows_wanted(const struct conf *c)
+{
+	uint64_t clients = 0, most = FLOWS_MAX;
+	struct rlimit files;
+
+	if (getrlimit(RLIMIT_NOFILE, &files) == 0)
+		most = MIN_OF(most, (uint64_t)files.rlim_cur / 2);
+	for (uint32_t i = 0; i < c->listener_count; i++)
+		clients += c->listeners[i].limits.connections ? c->listeners[i].limits.connections : FLOWS_MAX;
+	return (unsigned)MAX_OF(MIN_OF(clients, most), (uint64_t)FLOWS_MIN);
+}
+
 /* Everything up to readiness. 0, or -1 with why. */
 static int start(struct app *a, bool complete, char *why, size_t n)
 {
@@ -515,6 +534,7 @@ static int start(struct app *a, bool complete, char *why, size_t n)
 	struct kern_options o = {
 		.pin_dir = c->pin_dir,
 		.workers = c->threads,
+		.max_flows = flows_wanted(c),
 		.limit = c->splice.engine <= CONF_ENGINE_SOCKMAP ? KERN_LIMIT_AUTO : KERN_LIMIT_NO_SOCKMAP,
 		.window = c->splice.window,
 		.memory = c->splice.memory,

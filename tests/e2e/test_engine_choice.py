@@ -240,3 +240,10 @@ def test_a_client_that_goes_behind_the_hand_over_stops_the_backend(auto, backend
     assert lines(1)[0]["engine"] == "sockmap"
     d.wait_metric("sluice_active_connections", 0)
     d.wait_metric("sluice_flow_outstanding_bytes", 0)
+
+
+def test_the_table_of_flows_is_as_large_as_the_limit_of_connections(sluice, origin):
+    d = sluice([origin.address], listener={"limits": {"connections": 77}})
+    require_engine(d, "sockmap")
+    done = subprocess.run(["/usr/sbin/bpftool", "-j", "map", "show", "pinned", f"{d.pin_dir}/flows"], capture_output=True, text=True)
+    assert json.loads(done.stdout)["max_entries"] == 77

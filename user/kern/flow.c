@@ -22,7 +22,6 @@
  */
 #include "kern/flow.h"
 #include <errno.h>
-#include <string.h>
 #include <sys/socket.h>
 #include "kern/flow_inner.h"
 
@@ -433,7 +432,7 @@ enum flow_result flow_arm(struct flow *f, struct flow_group *g, struct flow_sock
 
 	s = shared(f);
 	s->target = dst->cookie;
-	memcpy(s->target_peer, dst->peer, sizeof(dst->peer));
+	sock_peer_text(s->target_peer, dst->fd);
 	s->limit = nbytes;
 	s->window = (uint32_t)g->splice->window;
 	__atomic_store_n(&s->forwarded, 0, __ATOMIC_RELAXED);

@@ -68,7 +68,6 @@ struct flow_sock {
 	bool near;		    /* the source is close by: its receive buffer is kept small */
 	uint32_t slot; /* valid with FLOW_SOURCE */
 	uint64_t cookie;
-	char peer[SLUICE_PEER_TEXT]; /* address, for people */
 	struct flow_group *group;
 	struct flow *as_source, *as_target; /* running flows of this socket */
 };

@@ -57,6 +57,8 @@ void sock_room_end(struct flow_sock *fs);
 /* Makes room in a near source's receive buffer for a burst of so many bytes, and takes it back. */
 void sock_source_widen(struct flow_sock *fs, uint64_t burst);
 void sock_source_narrow(struct flow_sock *fs);
+/* The address of the socket's peer, for people who read the map of flows. */
+void sock_peer_text(char out[static SLUICE_PEER_TEXT], int fd);
 /* Waits until no run of the verdict program that began before is under way on this socket. */
 void sock_program_barrier(int fd);
 

@@ -10,8 +10,6 @@
 #include <errno.h>
 #include <linux/sockios.h>
 #include <netinet/in.h>
-#include <stdio.h>
-#include <string.h>
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
@@ -152,6 +150,16 @@ static void target_buffer(int fd, const struct kern_splice *s)
 		(void)setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof(size));
 }
 
+void sock_peer_text(char out[static SLUICE_PEER_TEXT], int fd)
+{
+	char text[SOCK_TEXT_MAX];
+	struct sock_addr a = { .len = sizeof(a.ss) };
+
+	out[0] = '\0';
+	if (getpeername(fd, &a.sa, &a.len) == 0)
+		text_copy(out, SLUICE_PEER_TEXT, sock_text(text, &a, true));
+}
+
 static int insert_source(struct flow_group *g, struct flow_sock *fs, int fd, uint64_t cookie)
 {
 	struct kern_splice *s = g->splice;
@@ -164,7 +172,7 @@ static int insert_source(struct flow_group *g, struct flow_sock *fs, int fd, uin
 	index = (uint32_t)slot;
 	s->flows[index].cookie = cookie;
 	s->flows[index].worker = g->worker;
-	memcpy(s->flows[index].source_peer, fs->peer, sizeof(fs->peer));
+	sock_peer_text(s->flows[index].source_peer, fd);
 	r = kern_map_set(s->index, cookie, &index);
 	if (r == 0) {
 		r = kern_map_set(s->sources, cookie, &value);
@@ -179,15 +187,6 @@ static int insert_source(struct flow_group *g, struct flow_sock *fs, int fd, uin
 	g->owners[index] = fs;
 	(void)setsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &one, sizeof(one));
 	return 0;
-}
-
-static void peer_text(char out[static SLUICE_PEER_TEXT], int fd)
-{
-	char text[SOCK_TEXT_MAX];
-	struct sock_addr a = { .len = sizeof(a.ss) };
-
-	if (getpeername(fd, &a.sa, &a.len) == 0)
-		snprintf(out, SLUICE_PEER_TEXT, "%.*s", SLUICE_PEER_TEXT - 1, sock_text(text, &a, true));
 }
 
 int flow_sock_insert(struct flow_group *g, struct flow_sock *fs, int fd, unsigned roles)
@@ -213,7 +212,6 @@ int flow_sock_insert(struct flow_group *g, struct flow_sock *fs, int fd, unsigne
 		*fs = FLOW_SOCK_INIT;
 		fs->group = g;
 		fs->cookie = cookie;
-		peer_text(fs->peer, fd);
 	}
 	if (missing & FLOW_TARGET) {
 		uint64_t value = (uint64_t)(unsigned)fd;
