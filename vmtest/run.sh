@@ -50,7 +50,7 @@ vng=$(sh "$root/vmtest/fetch.sh" virtme-ng)
 vm() {
 	# virtme looks the writable directory up relative to the root, so be there.
 	(cd / && PYTHONPATH=${vng%/bin/vng}/lib/python3/dist-packages PATH=${vng%/vng}:$PATH:/usr/sbin:/sbin \
-		exec nice /usr/bin/python3 "$vng" $3 --run "$1/boot/vmlinuz-$(cat "$1/release")" --cpus $cpus --memory 2G ${counting:+"--qemu-opts=-icount shift=1,sleep=off -cpu max"} \
+		exec ${bounded:-} nice /usr/bin/python3 "$vng" $3 --run "$1/boot/vmlinuz-$(cat "$1/release")" --cpus $cpus --memory 2G ${counting:+"--qemu-opts=-icount shift=1,sleep=off -cpu max"} \
 		--rwdir "$2" --exec "$4") < /dev/null 9>&-
 }
 
@@ -62,17 +62,9 @@ kvm_option() {
 		mkdir -p "$cache/out/probe"
 		if [ -w /dev/kvm ]; then
 			rm -f "$cache/out/probe/booted"
-			(
-				vm "$1" "$cache/out/probe" "" "touch $cache/out/probe/booted" > /dev/null 2>&1 &
-				pid=$!
-				n=0
-				while kill -0 $pid 2> /dev/null && [ $n -lt 60 ] && [ ! -e "$cache/out/probe/booted" ]; do
-					n=$((n + 1))
-					sleep 1
-				done
-				kill $pid 2> /dev/null
-				wait $pid
-			) || :
+			bounded="timeout -k 5 60" # ends qemu too, which outlives virtme-ng
+			vm "$1" "$cache/out/probe" "" "touch $cache/out/probe/booted" > /dev/null 2>&1 || :
+			bounded=
 			[ ! -e "$cache/out/probe/booted" ] || echo yes > "$state"
 		fi
 	fi
