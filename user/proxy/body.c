@@ -180,6 +180,8 @@ void body_refuse(struct body *b, const char *why, __u64 *counter)
 	__atomic_fetch_add(counter, 1, __ATOMIC_RELAXED);
 }
 
+static const char bulk[] = "splice is cheaper for what comes in bulk";
+
 /*
  * Whether splice should begin: the run could go by sockmap, but nothing is known
  * yet of how its bytes come. A source that is in the kernel's table can not be
@@ -190,7 +192,7 @@ static bool bulk_first(struct body *b)
 	if (!b->worker->flows || b->src->tls || b->dst->tls || b->src_unix || b->dst_unix ||
 	    flow_sock_inserted(b->src_flow, FLOW_SOURCE))
 		return false;
-	body_refuse(b, "splice is cheaper for what comes in bulk", &b->worker->counters->fallback_bulk);
+	body_refuse(b, bulk, &b->worker->counters->fallback_bulk);
 	return true;
 }
 
@@ -231,25 +233,23 @@ static void start_engine(struct body *b)
 		b->engine = BODY_SPLICE;
 }
 
-/* The source brings little at a time: the kernel is to be woken for it, not we. Where it can not be, splice goes on. */
+/*
+ * The source brings little at a time: the kernel is to be woken for it, not we. Only where splice was a choice; where
+ * sockmap then refuses, that is the reason from now on, and it is not asked again.
+ */
 static void hand_over(struct body *b)
 {
-	const char *why = b->why_not;
-
 	b->rhythm = (struct body_rhythm){ 0 };
-	if (b->worker->conf->splice.engine != CONF_ENGINE_AUTO || b->run < b->worker->conf->splice.min_bytes)
+	if (b->why_not != bulk || b->run < b->worker->conf->splice.min_bytes)
 		return;
 	body_splice_stop(b);
-	b->why_not = NULL;
 	if (body_sockmap_start(b, b->run) == 0) {
+		b->why_not = NULL;
 		b->engine = BODY_SOCKMAP;
 		COUNT(b->worker, handovers);
-		return;
-	}
-	if (flow_sock_inserted(b->src_flow, FLOW_SOURCE))
+	} else if (flow_sock_inserted(b->src_flow, FLOW_SOURCE)) {
 		b->engine = BODY_COPY; /* it can not be spliced any more */
-	if (!b->why_not)
-		b->why_not = why;
+	}
 }
 
 /* The engine's run is over by `n` data bytes: the framing catches up. */

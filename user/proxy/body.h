@@ -109,9 +109,9 @@ void body_chunks_bare(struct body *b);
 enum body_result body_run(struct body *b);
 /* Whether a body that waits does so for dst; otherwise it is src that has nothing. */
 bool body_waits_for_dst(struct body *b);
-/* Gives back pipes and kernel state, wherever the body stands. Idempotent. Counts the moved bytes. */
 /* Asks the kernel how far it is, rather than wait to be told; body_run then sees it. */
 void body_poll(struct body *b);
+/* Gives back pipes and kernel state, wherever the body stands. Idempotent. Counts the moved bytes. */
 void body_deinit(struct body *b);
 /* Data bytes that have passed, those the kernel moved included; never goes back. For timeouts and logs. */
 uint64_t body_progress(struct body *b);
