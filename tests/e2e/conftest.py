@@ -14,6 +14,7 @@ from lib import build, certs  # noqa: E402
 from lib.backend import Backend  # noqa: E402
 from lib.origin import Origin  # noqa: E402
 from lib.sluice import ENGINES, Sluice, engine_refusal, held_port  # noqa: E402
+from lib.upgrade import Line  # noqa: E402
 
 TEST_SECONDS = 300
 
@@ -179,6 +180,22 @@ def _daemons(request, directory):
 def sluice(request, tmp_path):
     """sluice(upstreams, listener=..., splice=..., **top): a running daemon. upstreams: addresses, or the section."""
     yield from _daemons(request, tmp_path)
+
+
+@pytest.fixture
+def line(sluice, origin, tmp_path):
+    """line(**settings): a daemon that can be upgraded, as a Line."""
+    made = []
+
+    def make(upstreams=None, **kw):
+        kw.setdefault("upgrade_sock", str(tmp_path / "up.sock"))
+        kw.setdefault("pid_file", str(tmp_path / "sluice.pid"))
+        d = sluice(upstreams or [origin.address], **kw)
+        made.append(Line(d))
+        return made[-1]
+    yield make
+    for one in made:
+        one.end()
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From one process to the next: nobody outside may notice, and whatever goes wrong, one goes on serving."""
+"""From one process to the next: nobody outside may notice. What can go wrong: test_upgrade_failures.py."""
 import json
 import os
-import shutil
 import signal
 import socket
 import ssl
-import stat
 import subprocess
 
 import pytest
@@ -17,7 +15,7 @@ from lib.client import Client, get, request_bytes
 from lib.load import Load
 from lib.process import kill_pid, pid_alive
 from lib.sluice import environment, free_port, run_sluice
-from lib.upgrade import Line
+from lib.upgrade import bpf_id
 from lib.wait import wait_until
 
 LONG = bool(os.environ.get("SLUICE_LONG"))
@@ -27,27 +25,6 @@ MANY = 100 if LONG else 10
 def patient(seconds):
     if LONG:
         signal.alarm(seconds)
-
-
-@pytest.fixture
-def line(sluice, origin, tmp_path):
-    """line(**settings): a daemon that can be upgraded, as a Line."""
-    made = []
-
-    def make(upstreams=None, **kw):
-        kw.setdefault("upgrade_sock", str(tmp_path / "up.sock"))
-        kw.setdefault("pid_file", str(tmp_path / "sluice.pid"))
-        d = sluice(upstreams or [origin.address], **kw)
-        made.append(Line(d))
-        return made[-1]
-    yield make
-    for one in made:
-        one.end()
-
-
-def assert_serves(one):
-    r = one.d.get("/bytes/1000")
-    assert (r.status, r.sha256) == (200, pattern.sha256(1000))
 
 
 # ---- nobody notices
@@ -120,7 +97,7 @@ def test_a_running_body_ends_whole_and_the_old_process_with_it(line, moved_by):
         old = one.d.process
         one.upgrade()
         assert old.alive()
-        assert_serves(one)
+        one.assert_serves()
         c.read_body(head)
         assert (head.length, head.sha256) == (n, pattern.sha256(n))
     one.wait_old_gone()
@@ -144,7 +121,7 @@ def test_sigterm_ends_a_drain_without_waiting_for_idle_connections(line):
         old.send_signal(signal.SIGTERM)
         one.wait_old_gone(10)
         assert c.ended() == "fin"
-    assert_serves(one)
+    one.assert_serves()
 
 
 # ---- how it is asked for
@@ -155,7 +132,7 @@ def test_either_order(line, new_first):
     one = line()
     first = one.d.pid
     second = one.upgrade(new_first).pid
-    assert_serves(one)
+    one.assert_serves()
     one.wait_old_gone()
     assert not pid_alive(first)
     assert one.pid_in_file() == second
@@ -172,7 +149,7 @@ def test_from_a_script_in_the_background(line):
     pid = one.pid_in_file()
     try:
         assert pid != one.d.pid and pid_alive(pid)
-        assert_serves(one)
+        one.assert_serves()
         assert one.d.process.wait() == 0
     finally:
         kill_pid(pid, signal.SIGTERM)
@@ -186,7 +163,7 @@ def test_the_operator_upgrades_with_one_command(line):
     pid = one.pid_in_file()
     try:
         assert pid_alive(pid)
-        assert_serves(one)
+        one.assert_serves()
     finally:
         kill_pid(pid, signal.SIGTERM)
 
@@ -227,9 +204,9 @@ def test_a_new_process_alone_says_what_to_do_and_gives_up(line):
     one.d.wait_log(f"kill -QUIT {one.d.pid}")
     assert p.wait() == 1
     assert f"kill -QUIT {one.d.pid}" in p.text()
-    assert_serves(one)
+    one.assert_serves()
     one.upgrade()
-    assert_serves(one)
+    one.assert_serves()
 
 
 def test_of_two_new_processes_one_wins_and_the_other_is_told(line):
@@ -241,7 +218,7 @@ def test_of_two_new_processes_one_wins_and_the_other_is_told(line):
     assert "another upgrade is under way" in b.text() + one.d.log()
     one.ask()
     one.wait_serves(a)
-    assert_serves(one)
+    one.assert_serves()
     one.wait_old_gone()
 
 
@@ -258,219 +235,7 @@ def test_a_reload_within_an_upgrade_is_refused(line):
     one.d.wait_event("upgrade_failed")
     one.d.send_signal(signal.SIGHUP)
     one.d.wait_event("reloaded")
-    assert_serves(one)
-
-
-# ---- what goes wrong
-
-def pin_ids(one):
-    """Name and map behind each pin; {} where nothing is pinned."""
-    names = sorted(os.listdir(one.d.pin_dir)) if os.path.isdir(one.d.pin_dir) else []
-    return {n: bpf_id(f"{one.d.pin_dir}/{n}") for n in names}
-
-
-def bpf_id(path):
-    done = subprocess.run(["/usr/sbin/bpftool", "-j", "map", "show", "pinned", path], capture_output=True, text=True)
-    return json.loads(done.stdout)["id"] if done.returncode == 0 else None
-
-
-NEW_STEPS = ["exit_hello", "exit_adopt", "exit_opened", "exit_ready", "exit_go", "exit_serving"]
-OLD_STEPS = ["exit_offer", "exit_offered", "exit_commit", "exit_committed"]
-
-
-@pytest.mark.parametrize("step", NEW_STEPS)
-def test_a_new_process_that_dies_is_not_noticed(line, step):
-    one = line()
-    pins = pin_ids(one)
-    with Load(one.d.address, kinds=("kept", "pausing", "short", "large")) as load:
-        load.wait_more(10)
-        p = one.spawn(env={"SLUICE_FAULT": f"{step}:1"})
-        if step != "exit_hello":
-            one.d.wait_event("upgrade_waiting", pid=str(p.pid))
-            one.ask()
-        assert p.wait() == -signal.SIGKILL
-        one.d.wait_event("upgrade_failed")
-        load.wait_more(20)
-        assert one.pid_in_file() == one.d.pid
-        assert one.d.status() and one.d.ctl("status")
-        assert pin_ids(one) == pins, "the pins are not those of the process that serves"
-        one.upgrade()  # it can be asked again
-        load.wait_more(20)
-        load.stop()
-    # Only once the new process accepts (exit_serving) can connections be lost with it.
-    if step != "exit_serving":
-        load.check()
-    assert_serves(one)
-    one.wait_old_gone()
-    assert one.pid_in_file() == one.d.pid
-
-
-@pytest.mark.parametrize("step", ["exit_opened", "exit_ready", "exit_go"])
-def test_more_threads_that_never_come_are_not_noticed(line, step):
-    """Sockets that the new process adds must not get connections before it accepts."""
-    one = line()
-    with Load(one.d.address, kinds=("short",) * 6) as load:
-        load.wait_more(10)
-        one.d.top["threads"] = 6
-        one.d.write_config()
-        p = one.spawn(env={"SLUICE_FAULT": f"{step}:1"})
-        one.d.wait_event("upgrade_waiting", pid=str(p.pid))
-        one.ask()
-        assert p.wait() == -signal.SIGKILL
-        load.wait_more(60)
-        load.stop()
-    load.check()
-
-
-@pytest.mark.may_kill
-@pytest.mark.parametrize("step", OLD_STEPS)
-def test_an_old_process_that_dies_leaves_the_new_one_serving(line, step):
-    one = line(env={"SLUICE_FAULT": f"{step}:1"})
-    old = one.d.process
-    one.ask()
-    p = one.spawn()
-    assert old.wait() == -signal.SIGKILL
-    one.wait_serves(p)
-    one.before = []
-    assert_serves(one)
-    assert one.pid_in_file() == p.pid
-    assert one.d.status() and one.d.ctl("status")
-    one.upgrade()
-    assert_serves(one)
-
-
-def test_an_old_process_killed_while_a_new_one_waits(line):
-    one = line()
-    old = one.d.process
-    p = one.spawn()
-    one.d.wait_event("upgrade_waiting", pid=str(p.pid))
-    old.send_signal(signal.SIGKILL)
-    assert old.wait() == -signal.SIGKILL
-    one.wait_serves(p)
-    one.before = []
-    assert_serves(one)
-
-
-def test_a_bad_configuration_leaves_the_old_process_serving(line):
-    one = line()
-    bad = one.d.directory / "bad.yaml"
-    bad.write_text(one.d.config.read_text().replace("upstreams:", "upstraems:"))
-    p = one.spawn(config=bad)
-    assert p.wait() == 1 and "upstraems" in p.text()
-    taken = socket.create_server(("127.0.0.1", 0))
-    one.d.more_listeners = [{"address": f"127.0.0.1:{taken.getsockname()[1]}",
-                             "routes": [{"upstream": next(iter(one.d.upstreams))}]}]
-    one.d.write_config()
-    one.ask()
-    p = one.spawn()
-    assert p.wait() == 1
-    e = one.d.wait_event("upgrade_failed")
-    assert "cannot listen" in e["line"]
-    assert_serves(one)
-    assert one.d.status() and one.d.ctl("status")
-    taken.close()
-    one.upgrade()
-    assert_serves(one)
-    one.wait_old_gone()
-
-
-def test_the_operator_is_told_of_a_bad_configuration(line):
-    one = line()
-    good = one.d.config.read_text()
-    one.d.config.write_text(good.replace("upstreams:", "upstraems:"))
-    one.d.ctl("upgrade", check=False)
-    e = one.d.wait_event("upgrade_process_ended")
-    assert "upstraems" in e["line"]
-    assert_serves(one)
-    one.d.config.write_text(good)
-    one.upgrade()
-    assert_serves(one)
-
-
-WRONG = {"fails": "#!/bin/sh\necho not this one >&2; exit 3\n", "says_nothing": "#!/bin/sh\nexit 0\n",
-         "hangs": "#!/bin/sh\nexec sleep 1000\n", "no_program": "just text\n", "not_executable": "#!/bin/sh\n"}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("user", [None, "nobody"])
-@pytest.mark.parametrize("wrong", WRONG)
-def test_a_wrong_binary_leaves_the_old_process_serving(sluice, origin, tmp_path, wrong, user):
-    if user and os.geteuid() != 0:
-        pytest.skip("needs root to become another user")
-    d = sluice([origin.address], start=False, pid_file=str(tmp_path / "sluice.pid"), **({"user": user} if user else {}))
-    d.binary = tmp_path / "sluice-here"
-    shutil.copy(build.SLUICE, d.binary)
-    d.start()
-    one = Line(d)
-    try:
-        good = d.binary.with_suffix(".good")
-        d.binary.rename(good)
-        d.binary.write_text(WRONG[wrong])
-        d.binary.chmod(0o644 if wrong == "not_executable" else 0o755)
-        done = d.ctl("upgrade", check=False)
-        if done.returncode == 0:
-            d.wait_event("upgrade_failed")
-        else:
-            assert "can not be started" in done.stdout + done.stderr
-        assert_serves(one)
-        d.binary.unlink()
-        good.rename(d.binary)
-        wait_until(lambda: d.ctl("upgrade", check=False).returncode == 0, "another upgrade to be possible")
-        assert d.process.wait() == 0
-        assert_serves(one)
-    finally:
-        one.end()
-
-
-def connect_as_stranger(path, uid):
-    """What a process of another user gets: in a child, which can change its user."""
-    r, w = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.setuid(uid)
-        s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            s.settimeout(5)
-            s.connect(path)
-            os.write(w, s.recv(1000))
-        except OSError as e:
-            os.write(w, f"error {e.errno}".encode())
-        os._exit(0)
-    os.close(w)
-    os.waitpid(pid, 0)
-    with os.fdopen(r, "rb") as f:
-        return f.read()
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
-def test_a_stranger_gets_nothing(line, tmp_path):
-    one = line()
-    path = one.d.top["upgrade_sock"]
-    assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
-    for p in (tmp_path, *tmp_path.parents):
-        if str(p).startswith("/tmp/"):
-            os.chmod(p, 0o755)
-    assert connect_as_stranger(path, 65534) == b"error 13"
-    os.chmod(path, 0o666)
-    assert b"only root" in connect_as_stranger(path, 65534)
-    one.d.wait_event("upgrade_refused", uid="65534")
-    assert_serves(one)
-
-
-@pytest.mark.parametrize("junk", [b"", b"x", b"GET / HTTP/1.1\r\n\r\n", b"slucXXXXYYYYZZZZ" * 100,
-                                  b"slua\1\0\1\0\5\0\377\377"], ids=["empty", "byte", "http", "long", "cut"])
-def test_junk_on_the_upgrade_socket_changes_nothing(line, junk):
-    one = line()
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as s:
-        s.connect(one.d.top["upgrade_sock"])
-        s.send(junk) if junk else None
-        s.settimeout(5)
-        if junk:
-            s.recv(1000)
-    one.d.wait_event("upgrade_failed")
-    assert_serves(one)
-    one.upgrade()
-    assert_serves(one)
+    one.assert_serves()
 
 
 # ---- what goes along
@@ -536,7 +301,7 @@ def test_what_is_known_of_a_dead_backend_goes_along(line, own_origin):
     assert not one.d.backend_up("one", dead.address)
     failures = one.d.metrics().total("sluice_connect_failures_total")
     for _ in range(10):
-        assert_serves(one)
+        one.assert_serves()
     assert one.d.metrics().total("sluice_connect_failures_total") == failures
     if not pinned:
         pytest.skip("no pinned maps here")
@@ -547,7 +312,7 @@ def test_what_is_known_of_a_dead_backend_goes_along(line, own_origin):
 def test_after_a_sudden_end_the_next_start_goes_on(line, origin):
     """Pins and socket files that a killed process left are adopted or replaced."""
     one = line()
-    assert_serves(one)
+    one.assert_serves()
     one.d.ctl("drain", origin.address)
     wait_until(lambda: one.d.metrics().total("sluice_requests_total") == 1, "the request to be counted")
     pinned = os.path.exists(f"{one.d.pin_dir}/health")
@@ -560,9 +325,9 @@ def test_after_a_sudden_end_the_next_start_goes_on(line, origin):
         assert one.d.metrics().total("sluice_backend_admin") == 1
         assert one.d.metrics().total("sluice_connections_total") == 1
     one.d.ctl("enable", origin.address)
-    assert_serves(one)
+    one.assert_serves()
     one.upgrade()
-    assert_serves(one)
+    one.assert_serves()
     one.d.stop()
     assert not os.path.exists(one.d.pin_dir) and not os.path.exists(one.d.top["upgrade_sock"])
 
@@ -586,9 +351,9 @@ def test_hundreds_of_sockets_pass_over(line):
 def test_a_process_that_gave_up_root_is_followed_by_one_started_by_root(line):
     one = line(user="nobody")
     one.upgrade()
-    assert_serves(one)
+    one.assert_serves()
     one.wait_old_gone()
-    assert_serves(one)
+    one.assert_serves()
 
 
 def children(pid):
@@ -618,20 +383,20 @@ def test_the_operator_upgrades_a_process_that_gave_up_root(line):
         load.stop()
     load.check()
     # What a failed upgrade replaced is put back, and the pins are removed at the end, without root.
-    pins = pin_ids(one)
+    pins = one.pin_ids()
     p = one.spawn(env={"SLUICE_FAULT": "exit_ready:1"})
     one.d.wait_event("upgrade_waiting", pid=str(p.pid))
     os.kill(old, signal.SIGQUIT)
     assert p.wait() == -signal.SIGKILL
     one.d.wait_event("upgrade_failed")
-    assert pin_ids(one) == pins
+    assert one.pin_ids() == pins
     starter, = children(old)
     kill_pid(starter)
     done = one.d.ctl("upgrade", check=False)
     assert done.returncode != 0 and f"kill -QUIT {old}" in done.stdout + done.stderr
-    assert_serves(one)
+    one.assert_serves()
     kill_pid(old, signal.SIGTERM)
-    assert pin_ids(one) == {}
+    assert one.pin_ids() == {}
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
@@ -643,11 +408,11 @@ def test_the_operator_is_told_of_a_bad_configuration_by_the_starter_too(line):
         one.d.ctl("upgrade", check=False)
         e = one.d.wait_event("upgrade_process_ended", n=n)
         assert "upstraems" in e["line"]
-    assert_serves(one)
+    one.assert_serves()
     one.d.config.write_text(good)
     one.d.ctl("upgrade")
     assert one.d.process.wait() == 0
-    assert_serves(one)
+    one.assert_serves()
     kill_pid(one.pid_in_file(), signal.SIGTERM)
 
 

@@ -1,11 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """A line of daemons that take over from one another. Those that went before must have ended cleanly."""
+import json
+import os
 import signal
+import subprocess
 
-from . import build
+from . import build, pattern
 from .process import Process, kill_pid, pid_alive
 from .sluice import environment
 from .wait import wait_until
+
+
+def bpf_id(path):
+    """The number of the map behind a pin; None where there is none."""
+    done = subprocess.run(["/usr/sbin/bpftool", "-j", "map", "show", "pinned", path], capture_output=True, text=True)
+    return json.loads(done.stdout)["id"] if done.returncode == 0 else None
 
 
 class Line:
@@ -55,6 +64,15 @@ class Line:
             status = p.wait(deadline)
             assert status == 0, f"the old process {p.pid} ended with {status}\n{p.text()}"
         self.before = []
+
+    def pin_ids(self):
+        """Name and map behind each pin; {} where nothing is pinned."""
+        names = sorted(os.listdir(self.d.pin_dir)) if os.path.isdir(self.d.pin_dir) else []
+        return {n: bpf_id(f"{self.d.pin_dir}/{n}") for n in names}
+
+    def assert_serves(self):
+        r = self.d.get("/bytes/1000")
+        assert (r.status, r.sha256) == (200, pattern.sha256(1000))
 
     def pid_in_file(self):
         with open(self.d.top["pid_file"]) as f:
