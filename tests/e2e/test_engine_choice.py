@@ -2,6 +2,7 @@
 """splice.engine auto: what comes in bulk goes by splice, what comes bit by bit goes over to sockmap; bytes are right either way."""
 import hashlib
 import json
+import socket
 import subprocess
 import threading
 import time
@@ -165,6 +166,49 @@ def test_a_hand_over_that_fails_costs_nothing(auto, backend, fault):
         for _ in range(2):
             assert c.get("/", keep=False).sha256 == pattern.sha256(MiB, 8)
     assert d.process.alive()
+
+
+def test_where_sockmap_is_no_choice_it_is_not_asked_again(auto, tmp_path):
+    """A unix socket that drips: refused when the body begins, and that once."""
+    body = pattern.body(MiB, 3)
+    path = tmp_path / "backend.sock"
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen()
+
+    def serve():
+        c, _ = listener.accept()
+        with c:
+            while b"\r\n\r\n" not in c.recv(65536):
+                pass
+            c.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % len(body))
+            for at in range(0, len(body), 4 * KiB):
+                c.sendall(body[at:at + 4 * KiB])
+                time.sleep(0.001)
+
+    threading.Thread(target=serve, daemon=True).start()
+    with listener:
+        d, lines = auto({"one": {"servers": [{"address": f"unix:{path}"}]}})
+        assert d.get("/", keep=False).sha256 == pattern.sha256(MiB, 3)
+    assert lines(1)[0]["engine"] == "splice"
+    assert d.metrics().total("sluice_fallbacks_total", reason="unix") == 1
+
+
+def test_of_two_directions_at_once_one_goes_another_way(sluice, origin):
+    """What is passed on a socket that has redirected bytes to send is charged to it without its lock (see body_sockmap.c)."""
+    n = 4 * MiB
+    data = pattern.body(n, 3)
+    d = sluice([origin.address], splice={"engine": "sockmap", "min_bytes": MIN_BYTES, "window": WINDOW})
+    require_engine(d, "sockmap")
+    with d.client() as c:
+        c.send(request_bytes(path="/upgrade", fields={"Connection": "Upgrade", "Upgrade": "echo"}))
+        assert c.read_response().status == 101
+        writer = threading.Thread(target=lambda: (c.send(data), c.end()), daemon=True)
+        writer.start()
+        got, how = c.read_end()
+        writer.join(20)
+    assert how == "fin" and hashlib.sha256(got).hexdigest() == pattern.sha256(n, 3)
+    assert d.metrics().total("sluice_fallbacks_total", reason="both_ways") == 1
 
 
 def test_bpftool_shows_who_moves_what(sluice, backend):

@@ -9,9 +9,14 @@
 
 /*
  * A thread keeps a few blocks of the sizes that every request takes and gives
- * back; malloc would merge and split them again each time. Not under ASan,
- * which is to find who uses one too long.
+ * back; malloc would merge and split them again each time. Capacities are powers
+ * of two. Not under ASan, which is to find who uses one too long.
  */
+#ifdef __has_feature /* clang: the fuzz targets */
+#if __has_feature(address_sanitizer) && !defined(__SANITIZE_ADDRESS__)
+#define __SANITIZE_ADDRESS__ 1
+#endif
+#endif
 #define SPARE_MIN 1024u
 #define SPARE_CLASSES 5u /* 1 to 16 KiB */
 #define SPARE_BLOCKS 16u

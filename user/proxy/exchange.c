@@ -379,18 +379,17 @@ bool exchange_reply(struct session *s)
 void exchange_complete(struct session *s)
 {
 	struct exchange *x = s->x;
-	bool last = x->last || !x->request_done, unread = !x->request_done, fit;
+	bool last = x->last || !x->request_done, unread = !x->request_done;
 	struct upconn *u = x->up;
 
 	x->response_state = RESPONSE_DONE;
 	body_deinit(&x->request);
 	body_deinit(&x->response);
-	fit = !x->response.src_unfit;
 	x->up = NULL;
 	backend_request_end(u->backend);
 	if (u->in.len && x->request_done)
 		COUNT(s->worker, surplus_closed);
-	if (x->request_done && x->up_keep_alive && u->in.len == 0 && fit)
+	if (x->request_done && x->up_keep_alive && u->in.len == 0 && !x->response.src_unfit)
 		upconn_release(u, x->upstream);
 	else
 		upconn_close(u, !x->request_done);

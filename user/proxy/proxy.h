@@ -66,7 +66,7 @@ struct lb *proxy_lb(const struct proxy *p);
 bool proxy_draining(const struct proxy *p);
 /* The address that listener i of the configuration is bound to, the kernel's choice of port filled in. */
 const char *proxy_listener_text(const struct proxy *p, unsigned i);
-/* Sessions of listener i now, and accepted since the start. */
 /* Adds what the process before us accepted on the address. */
 void proxy_restore_accepted(struct proxy *p, const char *listener, uint64_t n);
+/* Sessions of listener i now, and accepted since the start. */
 void proxy_listener_counts(const struct proxy *p, unsigned i, unsigned *open, uint64_t *accepted);

@@ -76,7 +76,7 @@ struct worker {
 	struct list pools[WORKER_POOL_BUCKETS]; /* struct pool, see upconn.c */
 	unsigned pool_idle;
 	struct retry_budget retries;
-	struct timer tick; /* once a second: pool, log */
+	struct timer tick; /* four times a second: pool, log, what is to be given back */
 
 	struct descriptors_share fds;
 	struct pipe_pool pipes; /* for the splice engine */
