@@ -17,7 +17,8 @@ def post(fields, body=b""):
 
 
 def chunk(body):
-    return post(b"Transfer-Encoding: chunked\r\n", body)
+    """Here the head is right, and may reach the backend before what follows is refused: it has a path of its own."""
+    return b"POST /begun HTTP/1.1\r\n" + H + b"Transfer-Encoding: chunked\r\n\r\n" + body
 
 
 REFUSED = {
@@ -208,10 +209,8 @@ def test_refused(proxy, ok_backend, name, pieces):
         c.end()
         rest, _ = c.read_end()
         assert rest == b"", f"something behind the refusal: {rest!r}"
-    reached = ok_backend.heads[seen:]
-    assert not any(b"/smuggled" in h for h in reached), reached
-    if not name.startswith(("chunk_", "trailer_")):  # there the head is right, and may be on its way already
-        assert not reached, reached
+    reached = [h for h in ok_backend.heads[seen:] if not h.startswith(b"POST /begun ")]
+    assert not reached, reached
 
 
 @pytest.mark.parametrize("pieces", ["whole", "bytewise"])
