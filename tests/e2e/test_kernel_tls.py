@@ -260,6 +260,44 @@ def test_auto_goes_on_in_user_space_with_a_cipher_the_kernel_does_not_take(sluic
         peer.wait()
 
 
+CHECKED = {"type": "http", "path": "/bytes/1", "interval": "50ms", "timeout": "20s"}
+
+
+def handed_to_the_kernel():
+    """How many sockets of this network namespace ever had TLS in the kernel for sending and for receiving."""
+    with open("/proc/net/tls_stat") as f:
+        counts = dict(line.split() for line in f)
+    return int(counts["TlsTxSw"]), int(counts["TlsRxSw"])
+
+
+@pytest.mark.parametrize("version", ["1.2", "1.3"])
+@pytest.mark.parametrize("ktls", ["require", "off"])
+def test_health_checks_go_through_the_kernels_tls_like_requests(sluice, own_origin, certs_dir, version, ktls):
+    o = own_origin(certs=certs_dir, tls=True, more=["--tls-max", version])
+    u = upstream(o.tls_address, certs_dir / "ca.pem", ktls=ktls)
+    u["one"]["health_check"] = CHECKED
+    before = handed_to_the_kernel()
+    d = sluice(u)
+    wait_until(lambda: d.metrics().total("sluice_backend_checks_passed_total", backend=o.tls_address) >= 5, "five checks")
+    assert d.backend_up("one", o.tls_address) and not d.events("backend_down")
+    done = [n - b for n, b in zip(handed_to_the_kernel(), before)]
+    assert min(done) >= 5 if ktls == "require" else done == [0, 0], done
+
+
+def test_a_check_says_why_a_backend_is_down_where_the_kernel_is_required(sluice, tmp_path, certs_dir):
+    peer, address = s_server(tmp_path, certs_dir, "1.2", "ECDHE-ECDSA-AES128-SHA256", "-HTTP")
+    try:
+        u = upstream(address, certs_dir / "ca.pem")
+        u["one"]["health_check"] = CHECKED
+        d = sluice(u)
+        reason = d.wait_event("backend_down", backend=address)["reason"]
+        assert "kTLS is required: kernel does not take cipher" in reason, reason
+        assert d.get("/").status == 503
+    finally:
+        peer.kill()
+        peer.wait()
+
+
 def test_require_refuses_a_cipher_the_kernel_does_not_take(sluice, tmp_path, certs_dir):
     peer, address = s_server(tmp_path, certs_dir, "1.2", "ECDHE-ECDSA-AES128-SHA256", "-HTTP")
     try:

@@ -161,19 +161,34 @@ int upstream_rebuild_locked(struct upstream *u)
 
 /* ---- upstreams ---- */
 
-/* Health checks never need the kernel for TLS, and a context of their own keeps them out of the workers' caches. */
-static void upstream_check_tls(struct upstream *u)
+struct tls_client_options upstream_tls_options(const struct conf_upstream_tls *t)
 {
-	const struct conf_upstream_tls *t = &u->c->tls;
-	const struct tls_client_options o = {
+	static const enum tls_ktls ktls[] = {
+		[CONF_KTLS_AUTO] = TLS_KTLS_AUTO,
+		[CONF_KTLS_REQUIRE] = TLS_KTLS_REQUIRE,
+		[CONF_KTLS_OFF] = TLS_KTLS_OFF,
+	};
+
+	return (struct tls_client_options){
 		.ca_file = t->ca_file,
 		.crl_file = t->crl_file,
 		.cert = t->cert,
 		.key = t->key,
 		.min_version = t->min_version == CONF_TLS_1_3 ? "1.3" : "1.2",
 		.verify = t->verify,
-		.ktls = TLS_KTLS_OFF,
+		.ktls = ktls[t->ktls],
 	};
+}
+
+/*
+ * Checks ask of TLS what requests ask, the kernel's part included: a backend
+ * whose cipher the kernel does not take is down where kTLS is required. A
+ * context of their own keeps them out of the workers' caches.
+ */
+static void upstream_check_tls(struct upstream *u)
+{
+	const struct conf_upstream_tls *t = &u->c->tls;
+	const struct tls_client_options o = upstream_tls_options(t);
 	int r;
 
 	if (!t->enabled)

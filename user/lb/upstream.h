@@ -14,11 +14,11 @@
 #pragma once
 #include <stdatomic.h>
 #include "conf/conf.h"
+#include "io/tls.h"
 #include "lb/backend.h"
 #include "lb/balance.h"
 
 struct lb;
-struct tls_ctx;
 struct upstream_names;
 
 /* Counters of one upstream name, one shard a worker, so that workers do not share cache lines. They outlive reloads. */
@@ -63,6 +63,9 @@ struct upstream {
 	struct tls_ctx *check_tls;    /* for health checks; NULL: plain, or see below */
 	char check_tls_error[128];    /* why there is none though there should be */
 };
+
+/* What a connection to such a backend asks of TLS, for a request or a check. The strings are the configuration's. */
+struct tls_client_options upstream_tls_options(const struct conf_upstream_tls *t);
 
 struct upstream *upstream_ref(struct upstream *u);
 void upstream_unref(struct upstream *u);

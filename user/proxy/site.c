@@ -10,17 +10,6 @@ static const char *tls_version_name(enum conf_tls_version v)
 	return v == CONF_TLS_1_3 ? "1.3" : "1.2";
 }
 
-static enum tls_ktls ktls_mode(enum conf_ktls k)
-{
-	static const enum tls_ktls modes[] = {
-		[CONF_KTLS_AUTO] = TLS_KTLS_AUTO,
-		[CONF_KTLS_REQUIRE] = TLS_KTLS_REQUIRE,
-		[CONF_KTLS_OFF] = TLS_KTLS_OFF,
-	};
-
-	return modes[k];
-}
-
 struct site *site_ref(struct site *s)
 {
 	atomic_fetch_add(&s->refs, 1);
@@ -48,15 +37,7 @@ void site_unref(struct site *s)
 static int upstream_tls(struct site *s, uint32_t i, char *err, size_t errlen)
 {
 	const struct conf_upstream_tls *t = &s->conf->upstreams[i].tls;
-	struct tls_client_options o = {
-		.ca_file = t->ca_file,
-		.crl_file = t->crl_file,
-		.cert = t->cert,
-		.key = t->key,
-		.min_version = tls_version_name(t->min_version),
-		.verify = t->verify,
-		.ktls = ktls_mode(t->ktls),
-	};
+	struct tls_client_options o = upstream_tls_options(t);
 
 	return t->enabled ? tls_ctx_new_client(&s->upstream_tls[i], &o, err, errlen) : 0;
 }

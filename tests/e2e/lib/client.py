@@ -75,6 +75,7 @@ class Client:
         if tls:
             self.sock = tls.wrap_socket(self.sock, server_hostname=server_name)
         self.buffer = b""
+        self.taken = None  # called with the length of each piece of a body that read_body took
 
     def __enter__(self):
         return self
@@ -154,6 +155,8 @@ class Client:
             digest.update(piece)
             if keep:
                 r.body += piece
+            if self.taken:
+                self.taken(len(piece))
 
     def read_body(self, r, method="GET", keep=None):
         """Reads the body by its framing. keep: hold the bytes too (default: while they are few)."""
