@@ -27,8 +27,8 @@ static enum flow_result settle(struct rig_flow *r, struct rig_pair *src, struct 
 static void until_eof_ends_with_the_source(void **state)
 {
 	static const uint64_t sizes[] = { 0, 1, 70000, 3000000 };
-	struct rig_pair src, dst;
-	struct rig_flow r;
+	static struct rig_pair src, dst;
+	static struct rig_flow r;
 
 	(void)state;
 	RIG_NEEDED();
@@ -51,8 +51,8 @@ static void until_eof_ends_with_the_source(void **state)
 
 static void early_end_is_told_as_such(void **state)
 {
-	struct rig_pair src, dst;
-	struct rig_flow r;
+	static struct rig_pair src, dst;
+	static struct rig_flow r;
 
 	(void)state;
 	RIG_NEEDED();
@@ -73,8 +73,8 @@ static void early_end_is_told_as_such(void **state)
 
 static void reset_of_the_source_is_its_error(void **state)
 {
-	struct rig_pair src, dst;
-	struct rig_flow r;
+	static struct rig_pair src, dst;
+	static struct rig_flow r;
 
 	(void)state;
 	RIG_NEEDED();
@@ -91,8 +91,8 @@ static void reset_of_the_source_is_its_error(void **state)
 
 static void reset_of_the_target_is_its_error(void **state)
 {
-	struct rig_pair src, dst;
-	struct rig_flow r;
+	static struct rig_pair src, dst;
+	static struct rig_flow r;
 
 	(void)state;
 	RIG_NEEDED();
@@ -121,8 +121,8 @@ static void reset_of_the_target_is_its_error(void **state)
 /* What the kernel took over for the target arrives although the source's socket is gone. */
 static void closing_the_source_loses_nothing_moved(void **state)
 {
-	struct rig_pair src, dst;
-	struct rig_flow r;
+	static struct rig_pair src, dst;
+	static struct rig_flow r;
 	uint64_t body = 700000, deadline = now_ns() + 5 * NS_PER_S;
 
 	(void)state;
@@ -149,8 +149,8 @@ static void closing_the_source_loses_nothing_moved(void **state)
 /* A target that is given up in the middle: the source lives on, and the next target gets its own bytes only. */
 static void next_target_gets_nothing_of_the_last(void **state)
 {
-	struct rig_pair src, dst, next;
-	struct rig_flow r;
+	static struct rig_pair src, dst, next;
+	static struct rig_flow r;
 
 	(void)state;
 	RIG_NEEDED();
@@ -165,7 +165,7 @@ static void next_target_gets_nothing_of_the_last(void **state)
 	assert_false(flow_running(&r.flow));
 	rig_hangup(&src);
 	rig_reset(&dst.near);
-	close(dst.far);
+	rig_hangup(&dst);
 	/* Same slots, most likely the same descriptors. */
 	rig_connect(&src, 0, 32);
 	rig_connect(&next, 0, 0);
@@ -180,8 +180,8 @@ static void next_target_gets_nothing_of_the_last(void **state)
 
 static void disarm_tells_what_is_under_way(void **state)
 {
-	struct rig_pair src, dst;
-	struct rig_flow r;
+	static struct rig_pair src, dst;
+	static struct rig_flow r;
 	char c;
 
 	(void)state;
@@ -201,8 +201,8 @@ static void disarm_tells_what_is_under_way(void **state)
 
 static void refusals_have_reasons(void **state)
 {
-	struct rig_pair src, dst, third;
-	struct rig_flow r, r2 = { .flow.callback = rig_told };
+	static struct rig_pair src, dst, third;
+	static struct rig_flow r, r2 = { .flow.callback = rig_told };
 	struct flow_sock fs = FLOW_SOCK_INIT;
 	int u[2];
 
@@ -234,7 +234,7 @@ static void refusals_have_reasons(void **state)
 
 static void full_table_refuses_and_recovers(void **state)
 {
-	struct rig_pair p[5];
+	static struct rig_pair p[5];
 
 	(void)state;
 	RIG_NEEDED();
@@ -252,8 +252,8 @@ static void full_table_refuses_and_recovers(void **state)
 
 static void windows_shrink_with_the_budget(void **state)
 {
-	struct rig_pair src[3], dst[3];
-	struct rig_flow r[3];
+	static struct rig_pair src[3], dst[3];
+	static struct rig_flow r[3];
 	uint64_t bound = 256 << 10;
 
 	(void)state;
@@ -278,8 +278,8 @@ static void windows_shrink_with_the_budget(void **state)
 	}
 	/* And no room for a fifth. */
 	kern_set_bounds(rig_kern, 1 << 20, 3 * (64 << 10));
-	struct rig_pair s4, d4;
-	struct rig_flow r4;
+	static struct rig_pair s4, d4;
+	static struct rig_flow r4;
 	pair_up(&s4, &d4, 0);
 	rig_arm(&r4, &s4, &d4, 1000);
 	assert_int_equal(r4.told, FLOW_NOT_NOW);
@@ -303,8 +303,8 @@ static void windows_shrink_with_the_budget(void **state)
 static void an_end_does_not_stop_what_is_under_way_to_it(void **state)
 {
 	const uint64_t total = 400000;
-	struct rig_pair src, dst;
-	struct rig_flow r, back;
+	static struct rig_pair src, dst;
+	static struct rig_flow r, back;
 	struct flow_progress p;
 	int one = 1, none = 0;
 
@@ -356,17 +356,17 @@ static int teardown(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(until_eof_ends_with_the_source),
-		cmocka_unit_test(early_end_is_told_as_such),
-		cmocka_unit_test(reset_of_the_source_is_its_error),
-		cmocka_unit_test(reset_of_the_target_is_its_error),
-		cmocka_unit_test(an_end_does_not_stop_what_is_under_way_to_it),
-		cmocka_unit_test(closing_the_source_loses_nothing_moved),
-		cmocka_unit_test(next_target_gets_nothing_of_the_last),
-		cmocka_unit_test(disarm_tells_what_is_under_way),
-		cmocka_unit_test(refusals_have_reasons),
-		cmocka_unit_test(full_table_refuses_and_recovers),
-		cmocka_unit_test(windows_shrink_with_the_budget),
+		RIG_TEST(until_eof_ends_with_the_source),
+		RIG_TEST(early_end_is_told_as_such),
+		RIG_TEST(reset_of_the_source_is_its_error),
+		RIG_TEST(reset_of_the_target_is_its_error),
+		RIG_TEST(an_end_does_not_stop_what_is_under_way_to_it),
+		RIG_TEST(closing_the_source_loses_nothing_moved),
+		RIG_TEST(next_target_gets_nothing_of_the_last),
+		RIG_TEST(disarm_tells_what_is_under_way),
+		RIG_TEST(refusals_have_reasons),
+		RIG_TEST(full_table_refuses_and_recovers),
+		RIG_TEST(windows_shrink_with_the_budget),
 	};
 	return cmocka_run_group_tests_name("kern_end", tests, setup, teardown);
 }

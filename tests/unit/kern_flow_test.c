@@ -5,8 +5,8 @@
 /* One body over fresh connections; `early` of it arrives before the arming, `behind` follows it. */
 static void move_one(uint64_t body, uint64_t early, uint64_t behind, size_t chunk, size_t bite)
 {
-	struct rig_pair src, dst;
-	struct rig_flow r;
+	static struct rig_pair src, dst;
+	static struct rig_flow r;
 	char buf[256], want[256];
 	ssize_t n = 0;
 
@@ -81,8 +81,8 @@ static uint64_t mem_available_kib(void)
 static void stalled_reader_is_bounded(void **state)
 {
 	uint64_t body = 200 << 20, held, before, after, redirected = rig_kern ? rig_counters()->verdict_redirect_bytes : 0;
-	struct rig_pair src, dst;
-	struct rig_flow r;
+	static struct rig_pair src, dst;
+	static struct rig_flow r;
 
 	(void)state;
 	RIG_NEEDED();
@@ -118,8 +118,8 @@ static void stalled_reader_is_bounded(void **state)
 static void tiny_buffers_count_as_memory(void **state)
 {
 	uint64_t body = 64 << 20;
-	struct rig_pair src, dst;
-	struct rig_flow r;
+	static struct rig_pair src, dst;
+	static struct rig_flow r;
 	struct flow_progress p;
 
 	(void)state;
@@ -143,7 +143,7 @@ static void tiny_buffers_count_as_memory(void **state)
 /* One source serves many bodies for changing targets, as a kept-alive backend connection does. */
 static void source_is_armed_again_for_another_target(void **state)
 {
-	struct rig_pair src, dst[3];
+	static struct rig_pair src, dst[3];
 	uint64_t start = 0, seed = 11;
 
 	(void)state;
@@ -157,7 +157,7 @@ static void source_is_armed_again_for_another_target(void **state)
 	for (int i = 0; i < 60; i++) {
 		struct rig_pair *d = &dst[i % 3];
 		uint64_t body = 1 + rand_next(&seed) % 400000;
-		struct rig_flow r;
+		static struct rig_flow r;
 		char head[16];
 		d->got = 0;
 		/* A head that user space reads itself, then the body, partly there already. */
@@ -180,8 +180,8 @@ static void source_is_armed_again_for_another_target(void **state)
 static void both_directions_run_at_once(void **state)
 {
 	uint64_t body = 40 << 20, seed = 3, deadline;
-	struct rig_pair a, b;
-	struct rig_flow ab, ba;
+	static struct rig_pair a, b;
+	static struct rig_flow ab, ba;
 
 	(void)state;
 	RIG_NEEDED();
@@ -254,13 +254,13 @@ static int teardown(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(length_is_exact),
-		cmocka_unit_test(bytes_are_redirected),
-		cmocka_unit_test(stalled_reader_is_bounded),
-		cmocka_unit_test(tiny_buffers_count_as_memory),
-		cmocka_unit_test(source_is_armed_again_for_another_target),
-		cmocka_unit_test(both_directions_run_at_once),
-		cmocka_unit_test(random_transfers_are_exact),
+		RIG_TEST(length_is_exact),
+		RIG_TEST(bytes_are_redirected),
+		RIG_TEST(stalled_reader_is_bounded),
+		RIG_TEST(tiny_buffers_count_as_memory),
+		RIG_TEST(source_is_armed_again_for_another_target),
+		RIG_TEST(both_directions_run_at_once),
+		RIG_TEST(random_transfers_are_exact),
 	};
 	return cmocka_run_group_tests_name("kern_flow", tests, setup, teardown);
 }

@@ -131,7 +131,8 @@ static void peer_connect(struct peer *p, struct rig_pair *pair, uint32_t isn, ui
 		;
 	p->ack = seq + 1;
 	peer_send(p, 0x10, 0, 0);
-	*pair = (struct rig_pair){ .far = -1, .fs = FLOW_SOCK_INIT, .salt = salt };
+	*pair = (struct rig_pair){ .far = -1, .near = -1, .fs = FLOW_SOCK_INIT, .salt = salt };
+	rig_note((void **)rig_pairs, pair);
 	pair->near = accept4(l, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
 	assert_true(pair->near >= 0);
 	close(l);
@@ -170,8 +171,8 @@ static const struct retransmit {
 /* Runs one case. What the client got is compared when `exact`; otherwise whether it differs is returned. */
 static bool retransmit_run(const struct retransmit *c, bool exact)
 {
-	struct rig_pair src, dst;
-	struct rig_flow r;
+	static struct rig_pair src, dst;
+	static struct rig_flow r;
 	struct peer p;
 	uint64_t total = c->head + c->body, deadline = now_ns() + 3 * NS_PER_S, got = 0;
 	static char buf[1 << 18], want[1 << 18];
@@ -241,7 +242,7 @@ static void every_byte_comes_out_once(void **state)
 static void unarmed_reader_sees_every_byte_once(void **state)
 {
 	static char buf[8192], want[8192];
-	struct rig_pair src;
+	static struct rig_pair src;
 	struct peer p;
 	size_t got = 0;
 	uint64_t deadline = now_ns() + 3 * NS_PER_S;
@@ -331,9 +332,9 @@ static int teardown(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(every_byte_comes_out_once),
-		cmocka_unit_test(unarmed_reader_sees_every_byte_once),
-		cmocka_unit_test(without_the_trim_bytes_come_out_wrong),
+		RIG_TEST(every_byte_comes_out_once),
+		RIG_TEST(unarmed_reader_sees_every_byte_once),
+		RIG_TEST(without_the_trim_bytes_come_out_wrong),
 	};
 	return cmocka_run_group_tests_name("kern_retransmit", tests, setup, teardown);
 }

@@ -14,6 +14,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
 #include <cmocka.h>
@@ -67,6 +68,25 @@ struct rig_pair {
 	uint64_t salt;	     /* of what far sends */
 };
 
+/*
+ * What a test began and, having failed, did not end: rig_sweep ends it, so that the next one is not stopped by it. The
+ * tests keep their pairs and flows in static storage, which outlives the way a failed assertion goes.
+ */
+#define RIG_LEFT_MAX 64
+struct rig_flow;
+static struct rig_pair *rig_pairs[RIG_LEFT_MAX] _unused_;
+static struct rig_flow *rig_flows[RIG_LEFT_MAX] _unused_;
+
+static inline void rig_note(void **left, void *p)
+{
+	size_t i = 0;
+
+	while (i < RIG_LEFT_MAX && left[i] && left[i] != p)
+		i++;
+	assert_in_range(i, 0, RIG_LEFT_MAX - 1);
+	left[i] = p;
+}
+
 static inline int rig_listener(struct sockaddr_in *a)
 {
 	socklen_t n = sizeof(*a);
@@ -86,7 +106,8 @@ static inline void rig_connect(struct rig_pair *p, int rcvbuf, uint64_t salt)
 	struct sockaddr_in a;
 	int l = rig_listener(&a), one = 1;
 
-	*p = (struct rig_pair){ .fs = FLOW_SOCK_INIT, .salt = salt };
+	*p = (struct rig_pair){ .fs = FLOW_SOCK_INIT, .salt = salt, .near = -1 };
+	rig_note((void **)rig_pairs, p);
 	p->far = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	if (rcvbuf)
 		setsockopt(p->far, SOL_SOCKET, SO_RCVBUF, &rcvbuf, sizeof(rcvbuf));
@@ -192,12 +213,28 @@ static inline void rig_insert(struct rig_pair *p, unsigned roles)
 static inline void rig_arm(struct rig_flow *r, struct rig_pair *src, struct rig_pair *dst, uint64_t n)
 {
 	*r = (struct rig_flow){ .flow.callback = rig_told };
+	rig_note((void **)rig_flows, r);
 	r->told = flow_arm(&r->flow, rig_group, &src->fs, &dst->fs, n);
 	if (r->told == FLOW_MOVED) {
 		r->moved = true;
 		r->told = FLOW_WAIT;
 	}
 }
+
+/* A test's teardown. */
+static inline int rig_sweep(void **state)
+{
+	(void)state;
+	for (size_t i = 0; i < RIG_LEFT_MAX && rig_flows[i]; i++)
+		if (rig_kern && flow_running(&rig_flows[i]->flow))
+			(void)flow_disarm(&rig_flows[i]->flow);
+	for (size_t i = 0; i < RIG_LEFT_MAX && rig_pairs[i]; i++)
+		rig_hangup(rig_pairs[i]);
+	memset(rig_flows, 0, sizeof(rig_flows));
+	memset(rig_pairs, 0, sizeof(rig_pairs));
+	return 0;
+}
+#define RIG_TEST(f) cmocka_unit_test_teardown(f, rig_sweep)
 
 /* Lets the group work; waits at most ms for something. */
 static inline void rig_turn(int ms)
