@@ -74,6 +74,51 @@ def test_a_full_disk_does_not_stop_the_service(sluice, origin, which, tmp_path):
         exercise(d)
 
 
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of ten pages."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount one")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40k", "tmpfs", disk], check=True)
+    yield disk
+    subprocess.run(["umount", "-l", disk], check=True)
+
+
+@pytest.mark.parametrize("which", ["error_log", "access_log"])
+def test_a_line_that_a_full_disk_cut_is_ended_before_the_next(sluice, origin, which, small_disk):
+    log = small_disk / "log"
+    d = sluice([origin.address], threads=1, start=False, **({} if which == "error_log" else {"access_log": {"path": str(log), "format": "text"}}))
+    if which == "error_log":
+        d.log_file = log
+    d.start()
+    first, last = (b"level=", b"why_not=") if which == "error_log" else (b"time=", b" end=")
+
+    def say(n):
+        for _ in range(n):
+            with d.client() as c:
+                c.send(b"GARBAGE\r\n\r\n")
+                assert c.read_response().status == 400
+
+    def lines():
+        return log.read_bytes().split(b"\n")
+    say(1)
+    (small_disk / "filler").write_bytes(b"x" * 4096 * 7)
+    wait_until(lambda: say(20) or log.stat().st_size == 3 * 4096, "the log to fill the disk")
+    cut = lines()[-1]
+    assert cut, "the disk was full at the end of a line, of all places"
+    (small_disk / "filler").unlink()
+    n = len(lines())
+    wait_until(lambda: say(5) or len(lines()) > n + 3, "lines behind the cut one")
+    at = lines().index(cut)
+    whole = lines()[:at] + lines()[at + 1:-1]
+    assert cut.count(first) <= 1 and all(line.count(first) == 1 for line in whole), lines()[at:at + 2]
+    assert len(whole) > 10 and all(last in line for line in whole if b"status=400" in line)
+    if which == "error_log":
+        d.wait_event("log_lines_lost")
+
+
 def can_connect(d):
     try:
         Client(d.address).close()

@@ -16,6 +16,7 @@ int log_level_max = LOG_LEVEL_INFO;
 static atomic_int log_fd = STDERR_FILENO;
 static char *log_path;
 static atomic_ulong lost, lost_told;
+static atomic_bool torn; /* the file's last line is not whole: a disk was full */
 
 static const char *const level_names[] = { "error", "warn", "info", "debug" };
 
@@ -84,52 +85,74 @@ unsigned long log_lost(void)
 	return atomic_load(&lost);
 }
 
+/* line[-1] is a newline, for behind a line that was cut. */
 static bool log_write(const char *line, size_t n)
 {
-	if (fault_hit(FAULT_LOG_WRITE)) {
+	size_t before = atomic_exchange(&torn, false);
+	ssize_t r = -1;
+
+	if (fault_hit(FAULT_LOG_WRITE))
 		errno = ENOSPC;
-		return false;
-	}
-	return write(atomic_load(&log_fd), line, n) == (ssize_t)n;
+	else
+		r = write(atomic_load(&log_fd), line - before, n + before);
+	if (r == (ssize_t)(n + before))
+		return true;
+	if (r > 0 || before)
+		atomic_store(&torn, true);
+	return false;
 }
 
-void log_event(enum log_level level, const char *event, const char *fmt, ...)
+#define LINE_MAX_BYTES 2048
+
+/* A line with time, level, event and the rest: written whole, or lost. */
+static bool log_line(enum log_level level, const char *event, const char *fmt, va_list ap)
 {
-	char line[2048];
+	char buf[1 + LINE_MAX_BYTES] = "\n", *line = buf + 1;
 	struct timespec ts;
 	struct tm tm;
-	unsigned long missed;
-	va_list ap;
 	size_t n;
 	int k;
 
 	clock_gettime(CLOCK_REALTIME, &ts);
 	gmtime_r(&ts.tv_sec, &tm);
-	n = strftime(line, sizeof(line), "%Y-%m-%dT%H:%M:%S", &tm);
-	k = snprintf(line + n, sizeof(line) - n, ".%03ldZ level=%s event=%s ", ts.tv_nsec / 1000000, level_names[level],
+	n = strftime(line, LINE_MAX_BYTES, "%Y-%m-%dT%H:%M:%S", &tm);
+	k = snprintf(line + n, LINE_MAX_BYTES - n, ".%03ldZ level=%s event=%s ", ts.tv_nsec / 1000000, level_names[level],
 		     event);
 	n += (size_t)k;
-	va_start(ap, fmt);
-	k = vsnprintf(line + n, sizeof(line) - n - 1, fmt, ap);
-	va_end(ap);
+	k = vsnprintf(line + n, LINE_MAX_BYTES - n - 1, fmt, ap);
 	if (k > 0)
-		n += MIN_OF((size_t)k, sizeof(line) - n - 2);
+		n += MIN_OF((size_t)k, LINE_MAX_BYTES - n - 2);
 	for (size_t i = 0; i < n; i++)
 		if (line[i] == '\n' || line[i] == '\r')
 			line[i] = ' ';
 	line[n++] = '\n';
+	return log_write(line, n);
+}
 
-	missed = atomic_load(&lost) - atomic_load(&lost_told);
-	if (!log_write(line, n)) {
+_printf_(3, 4) static bool log_note(enum log_level level, const char *event, const char *fmt, ...)
+{
+	va_list ap;
+	bool ok;
+
+	va_start(ap, fmt);
+	ok = log_line(level, event, fmt, ap);
+	va_end(ap);
+	return ok;
+}
+
+void log_event(enum log_level level, const char *event, const char *fmt, ...)
+{
+	unsigned long missed = atomic_load(&lost) - atomic_load(&lost_told);
+	va_list ap;
+	bool ok;
+
+	va_start(ap, fmt);
+	ok = log_line(level, event, fmt, ap);
+	va_end(ap);
+	if (!ok)
 		atomic_fetch_add(&lost, 1);
-		return;
-	}
-	if (missed) {
-		char note[96];
-		int m = snprintf(note, sizeof(note), "level=warn event=log_lines_lost lines=%lu\n", missed);
-		if (log_write(note, (size_t)m))
-			atomic_fetch_add(&lost_told, missed);
-	}
+	else if (missed && log_note(LOG_LEVEL_WARN, "log_lines_lost", "lines=%lu", missed))
+		atomic_fetch_add(&lost_told, missed);
 }
 
 const char *log_quote(char *out, size_t cap, struct str v)

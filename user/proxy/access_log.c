@@ -9,7 +9,9 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdatomic.h>
 #include <stdio.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include "base/fault.h"
@@ -118,21 +120,31 @@ void access_log_write(struct session *s, const struct exchange *x)
 		access_log_flush(w);
 }
 
+/* The file's last line is not whole, since a disk was full: the next write, whoever makes it, begins with the line's end. */
+static atomic_bool torn;
+
 void access_log_flush(struct worker *w)
 {
 	int fd = atomic_load(proxy_access_log_fd(w->proxy));
+	size_t before;
 	ssize_t n = -1;
 
 	if (w->log.len == 0)
 		return;
-	if (fd >= 0 && !fault_hit(FAULT_LOG_WRITE))
-		n = write(fd, buf_data(&w->log), w->log.len);
-	if (n != (ssize_t)w->log.len) {
-		size_t lines = 0;
+	before = atomic_exchange(&torn, false);
+	if (fd >= 0 && !fault_hit(FAULT_LOG_WRITE)) {
+		struct iovec v[2] = { { (void *)(uintptr_t)"\n", before }, { buf_data(&w->log), w->log.len } };
 
-		for (size_t i = n > 0 ? (size_t)n : 0; i < w->log.len; i++)
+		n = writev(fd, v, 2);
+	}
+	if (n != (ssize_t)(before + w->log.len)) {
+		size_t done = n > (ssize_t)before ? (size_t)n - before : 0, lines = 0;
+
+		for (size_t i = done; i < w->log.len; i++)
 			lines += buf_data(&w->log)[i] == '\n';
 		COUNT_ADD(w, access_log_lost, lines);
+		if (done ? buf_data(&w->log)[done - 1] != '\n' : before != 0)
+			atomic_store(&torn, true);
 	}
 	buf_consume(&w->log, w->log.len);
 }
