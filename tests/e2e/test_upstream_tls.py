@@ -98,7 +98,7 @@ def bad_certs(tmp_path_factory, certs_dir):
 
 
 @pytest.mark.parametrize("kind, says", [
-    ("expired", "expired"), ("not_yet", "not yet valid"), ("wrong_name", "name"), ("untrusted", "signature"),
+    ("expired", "expired"), ("not_yet", "not yet valid"), ("wrong_name", "name"), ("untrusted", "issuer is not trusted"),
     ("self_signed", "self"), ("name_only_in_cn", "name"),
 ])
 def test_a_bad_certificate_is_a_502_with_its_reason_in_the_log(sluice, own_origin, certs_dir, bad_certs, kind, says):

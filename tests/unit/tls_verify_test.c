@@ -2,7 +2,7 @@
 /* Who is refused, and with which reason; which certificate a server shows. */
 #include "tls_fixture.h"
 
-static struct identity ca, other_ca;
+static struct identity ca, other_ca, namesake;
 
 static void write_crl(const char *path, const struct identity *issuer, const struct identity *revoked)
 {
@@ -34,6 +34,7 @@ static int setup(void **state _unused_)
 	fixture_begin();
 	ca = make_identity(NULL, &(struct leaf_spec){ .cn = "Test Root", .ca = true });
 	other_ca = make_identity(NULL, &(struct leaf_spec){ .cn = "Other Root", .ca = true });
+	namesake = make_identity(NULL, &(struct leaf_spec){ .cn = "Test Root", .ca = true });
 	save_identity(&ca, "ca");
 	save_identity(&other_ca, "other_ca");
 	make_saved(&ca, &(struct leaf_spec){ .cn = "x", .alt = "DNS:good.example,IP:127.0.0.1,IP:::1" }, "good");
@@ -45,6 +46,7 @@ static int setup(void **state _unused_)
 		   "future");
 	make_saved(NULL, &(struct leaf_spec){ .cn = "x", .alt = "DNS:good.example" }, "self");
 	make_saved(&other_ca, &(struct leaf_spec){ .cn = "x", .alt = "DNS:good.example" }, "foreign");
+	make_saved(&namesake, &(struct leaf_spec){ .cn = "x", .alt = "DNS:good.example" }, "forged");
 	revoked = make_identity(&ca, &(struct leaf_spec){ .cn = "x", .alt = "DNS:good.example" });
 	save_identity(&revoked, "revoked");
 	write_crl(fixture_path("crl.pem"), &ca, &revoked);
@@ -56,6 +58,7 @@ static int teardown(void **state _unused_)
 {
 	free_identity(&ca);
 	free_identity(&other_ca);
+	free_identity(&namesake);
 	fixture_end();
 	return 0;
 }
@@ -81,6 +84,7 @@ static const struct verify_case {
 	{ "future", "good.example", false, TLS_FAIL_NOT_YET_VALID, "not yet valid" },
 	{ "self", "good.example", false, TLS_FAIL_SELF_SIGNED, "self-signed" },
 	{ "foreign", "good.example", false, TLS_FAIL_UNTRUSTED, "not trusted" },
+	{ "forged", "good.example", false, TLS_FAIL_UNTRUSTED, "signature" },
 	{ "revoked", "good.example", false, TLS_FAIL_NONE, "" },
 	{ "revoked", "good.example", true, TLS_FAIL_REVOKED, "revoked" },
 };
