@@ -295,7 +295,7 @@ static void consistent_hashes_survive_removal(void **state)
 			if (a != GONE && !str_eq(f.names[a], g.names[b]))
 				moved++;
 		}
-		if (moved > rows[p].most_moved * KEYS)
+		if (moved > rows[p].most_moved * (int)KEYS)
 			fail_msg("%s: %u of %u keys moved", conf_balance_name(rows[p].policy), moved, KEYS);
 		balancer_deinit(&f.b);
 		balancer_deinit(&g.b);
