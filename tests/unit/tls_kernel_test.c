@@ -61,13 +61,23 @@ static struct tls_ctx *client_for(const struct suite_case *k, enum tls_ktls mode
 							.ktls = mode });
 }
 
+/* Contexts for both ends; OpenSSL is told to use kTLS by itself, as openssl.cnf can, and must not. */
+static void contexts_for(const struct suite_case *k, enum side side, struct tls_ctx **c, struct tls_ctx **s)
+{
+	*s = server_with("ec",
+			 (struct tls_server_options){ .ktls = side == CLIENT ? TLS_KTLS_OFF : TLS_KTLS_REQUIRE });
+	*c = client_for(k, side == SERVER ? TLS_KTLS_OFF : TLS_KTLS_REQUIRE);
+	SSL_CTX_set_options((*s)->ssl, SSL_OP_ENABLE_KTLS);
+	SSL_CTX_set_options((*c)->ssl, SSL_OP_ENABLE_KTLS);
+}
+
 static struct ends connected(const struct suite_case *k, enum side side, struct tls_session_cache *cache)
 {
-	struct tls_ctx *s = server_with(
-		"ec", (struct tls_server_options){ .ktls = side == CLIENT ? TLS_KTLS_OFF : TLS_KTLS_REQUIRE });
-	struct tls_ctx *c = client_for(k, side == SERVER ? TLS_KTLS_OFF : TLS_KTLS_REQUIRE);
-	struct ends e = ends_open(c, s, "a.example", cache);
+	struct tls_ctx *c, *s;
+	struct ends e;
 
+	contexts_for(k, side, &c, &s);
+	e = ends_open(c, s, "a.example", cache);
 	if (e.cr || e.sr)
 		fail_msg("TLS %s: client %s, server %s", k->version, tls_reason(e.c), tls_reason(e.s));
 	assert_int_equal(tls_kernel(e.c), side == SERVER ? 0 : TLS_KERNEL_BOTH);
@@ -196,6 +206,51 @@ static void a_body_is_spliced_both_ways_with_each_cipher(void **state _unused_)
 			move_all(&down);
 			ends_close(&e);
 		}
+}
+
+/*
+ * Who has sent the last handshake message may send data at once, so the other end finds both in its socket: it must
+ * take the one and leave the other. In TLS 1.3 the client speaks last, in TLS 1.2 the server.
+ */
+static void data_that_came_with_the_handshakes_end_is_left_to_the_kernel(void **state _unused_)
+{
+	need_kernel();
+	for (size_t i = 0; i < 2 * ARRAY_SIZE(suites); i++) {
+		const struct suite_case *k = &suites[i / 2];
+		bool client_first = strcmp(k->version, "1.3") == 0;
+		enum side alone = client_first ? SERVER : CLIENT; /* in the kernel, if not both are */
+		char data[40000], got[sizeof(data) + 1];
+		struct tls *first, *last;
+		struct tls_ctx *c, *s;
+		struct ends e;
+		size_t n = 0;
+		ssize_t r;
+
+		socket_pair(e.fd);
+		contexts_for(k, i % 2 ? BOTH : alone, &c, &s);
+		assert_int_equal(tls_new_client(&e.c, c, e.fd[0], "a.example", NULL), 0);
+		assert_int_equal(tls_new_server(&e.s, s, e.fd[1]), 0);
+		first = client_first ? e.c : e.s;
+		last = client_first ? e.s : e.c;
+		while ((r = tls_handshake(first)) > 0)
+			assert_true(tls_handshake(last) > 0);
+		assert_int_equal(r, 0);
+		for (size_t b = 0; b < sizeof(data); b++)
+			data[b] = (char)byte_at(b);
+		assert_int_equal(tls_write(first, data, sizeof(data)), sizeof(data));
+		assert_int_equal(tls_shutdown(first), 0);
+		assert_int_equal(tls_handshake(last), 0);
+		assert_int_equal(tls_kernel(last), TLS_KERNEL_BOTH);
+		while ((r = read_wait(last, e.fd[client_first], got + n, sizeof(got) - n)) > 0)
+			n += (size_t)r;
+		if (r < 0)
+			fail_msg("%s: %s", tls_cipher(last), tls_reason(last));
+		assert_int_equal(n, sizeof(data));
+		assert_memory_equal(got, data, n);
+		tls_ctx_unref(c);
+		tls_ctx_unref(s);
+		ends_close(&e);
+	}
 }
 
 static void a_spliced_stream_ends_cleanly_or_is_truncated(void **state _unused_)
@@ -496,6 +551,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_body_is_spliced_both_ways_with_each_cipher),
+		cmocka_unit_test(data_that_came_with_the_handshakes_end_is_left_to_the_kernel),
 		cmocka_unit_test(a_spliced_stream_ends_cleanly_or_is_truncated),
 		cmocka_unit_test(a_ticket_that_meets_a_splice_is_kept),
 		cmocka_unit_test(new_keys_are_followed_or_end_the_connection_with_a_reason),
