@@ -1,9 +1,11 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Fetches a Debian kernel (bookworm: 6.1, trixie: 6.12) and virtme-ng into .cache/vm.
+# Fetches a Debian kernel (bookworm: 6.1, trixie: 6.12), a userland of another release,
+# and virtme-ng into .cache/vm.
 #
-#   fetch.sh RELEASE     prints the directory: vmlinuz, modules/, release
-#   fetch.sh virtme-ng   prints the path of the vng command
+#   fetch.sh RELEASE            prints the directory: vmlinuz, modules/, release
+#   fetch.sh userland RELEASE   prints the directory: a root that inside.sh enters
+#   fetch.sh virtme-ng          prints the path of the vng command
 #
 # The mirror is the one this system's apt already uses, asked for other releases
 # through lists of our own: the system's sources, lists and packages stay as they are.
@@ -70,6 +72,38 @@ kernel() {
 	echo "$out"
 }
 
+# What building sluice and the tests of TLS take.
+userland_packages="?essential gcc make clang bpftool libc6-dev libbpf-dev libelf-dev zlib1g-dev libssl-dev libyaml-dev libcmocka-dev
+	openssl curl nginx-light strace python3-pytest python3-h11 procps iproute2"
+
+# Unpacked only: no script of a package runs, so nothing is configured beyond what the
+# commands above need, and making it takes seconds.
+userland() {
+	rel=$1 out=$cache/root-$1
+	if [ ! -e "$out" ]; then
+		update "$rel"
+		debs=$cache/apt/$rel/cache/archives
+		set -f # ?essential is apt's pattern
+		# shellcheck disable=SC2086
+		private "$rel" -o Dir::State::status=/dev/null -qq --yes --download-only --no-install-recommends install $userland_packages >&2
+		set +f
+		rm -rf "$out.build" "$out.new"
+		mkdir "$out.new"
+		dpkg-deb -x "$debs"/base-files_*.deb "$out.new" # has the links that others unpack through
+		printf '%s\0' "$debs"/*.deb | xargs -0 -P "$(nproc)" -I DEB dpkg-deb -x DEB "$out.new"
+		rm -f "$debs"/*.deb
+		cp "$out.new/usr/share/base-passwd/passwd.master" "$out.new/etc/passwd"
+		cp "$out.new/usr/share/base-passwd/group.master" "$out.new/etc/group"
+		ln -s mawk "$out.new/usr/bin/awk"
+		echo "127.0.0.1 localhost" > "$out.new/etc/hosts"
+		# Emulated, Python would compile its library for minutes.
+		sh vmtest/inside.sh "$out.new" sh -c 'python3 -m compileall -q -j 0 /usr/lib/python3*' >&2
+		rm -rf "$out.new.build"
+		mv "$out.new" "$out"
+	fi
+	echo "$out"
+}
+
 vng() {
 	out=$cache/virtme-ng
 	if [ ! -e "$out/usr/bin/vng" ]; then
@@ -81,6 +115,7 @@ vng() {
 
 case ${1:-} in
 virtme-ng) vng ;;
+userland) userland "${2:?}" ;;
 ?*) kernel "$1" ;;
-*) sed -n '3,6s/^# \{0,1\}//p' "$0"; exit 2 ;;
+*) sed -n '3,8s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac

@@ -1,9 +1,10 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Inside the VM: guest.sh OUT SCRIPT [ARGUMENT]... Readies the kernel, runs the script,
-# looks for complaints of the kernel, and writes OUT/verdict last.
-out=$1
-shift
+# Inside the VM: guest.sh OUT USERLAND SCRIPT [ARGUMENT]... Readies the kernel, runs the
+# script, in another userland unless that is "", looks for complaints of the kernel, and
+# writes OUT/verdict last.
+out=$1 userland=$2
+shift 2
 export VMTEST_RESULTS=$out/results PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 : > "$VMTEST_RESULTS"
 echo "vmtest: begins" > /dev/kmsg
@@ -16,6 +17,7 @@ fi
 mountpoint -q /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf
 ip link set lo up
 cd "$(dirname "$0")/.." || exit 1
+if [ -n "$userland" ]; then set -- vmtest/inside.sh "$userland" sh "$@"; fi
 sh "$@" > "$out/log" 2>&1
 rc=$?
 [ $rc -eq 0 ] || echo "not ok $1 ended with $rc" >> "$VMTEST_RESULTS"

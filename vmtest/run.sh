@@ -3,15 +3,17 @@
 # Runs a script inside virtual machines with Debian's kernels, where TLS is in the
 # kernel, and says what came of it.
 #
-#   vmtest/run.sh [-c] [-k RELEASE]... [SCRIPT [ARGUMENT]...]
+#   vmtest/run.sh [-cu] [-k RELEASE]... [SCRIPT [ARGUMENT]...]
 #
 #   -c           the machine's clock counts instructions: figures of processor time then
 #                depend neither on this machine nor on what else runs on it; slower
 #   -k RELEASE   bookworm (6.1) or trixie (6.12); default: both, one after the other
-#   SCRIPT       run with sh by root in the VM; default: vmtest/suite.sh, then, with -c and
-#                the last kernel, vmtest/ktls_cpu.sh. It sees this machine's files,
-#                read-only but for temporary directories, and writes lines "ok …",
-#                "not ok …", "skip …" to the file $VMTEST_RESULTS
+#   -u           sluice built in, and the script run in, Debian 13's userland, where
+#                OpenSSL is 3.5
+#   SCRIPT       run with sh by root in the VM; default: vmtest/suite.sh; then with the
+#                last kernel, with -u, its parts for TLS, and with -c vmtest/ktls_cpu.sh.
+#                It sees this machine's files, read-only but for temporary directories,
+#                and writes lines "ok …", "not ok …", "skip …" to the file $VMTEST_RESULTS
 #
 # Prints "N passed, N failed, N skipped" last; exit 0 only if nothing failed, every VM
 # came to its end, and no kernel complained. Logs: .cache/vm/out/RELEASE/.
@@ -21,15 +23,16 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 cache=$root/.cache/vm
 limit=${VMTEST_TIMEOUT:-1500}
 releases=
-counting= cpus=2
+counting= cpus=2 newer= userland=
 count_instructions() {
 	counting=--disable-kvm cpus=1
 }
-while getopts ck: opt; do
+while getopts cuk: opt; do
 	case $opt in
 	c) count_instructions ;;
+	u) newer=yes ;;
 	k) releases="$releases $OPTARG" ;;
-	*) sed -n '6,20s/^# \{0,1\}//p' "$0"; exit 2 ;;
+	*) sed -n '6,22s/^# \{0,1\}//p' "$0"; exit 2 ;;
 	esac
 done
 shift $((OPTIND - 1))
@@ -72,6 +75,48 @@ kvm_option() {
 }
 
 passed=0 failed=0 skipped=0
+# Debian 13's userland and sluice built there. Says why it can not be.
+newer_userland() {
+	mkdir -p "$cache/out"
+	: > "$cache/out/build"
+	userland=$(sh "$root/vmtest/fetch.sh" userland trixie) &&
+		sh "$root/vmtest/inside.sh" "$userland" make --no-print-directory -j "$(nproc)" bins unit-bins > "$cache/out/build" 2>&1 && return
+	userland=
+	echo "not ok the newer userland: it could not be made, or sluice could not be built in it; see $cache/out/build"
+	[ ! -s "$cache/out/build" ] || tail -n 40 "$cache/out/build" | sed 's/^/    /'
+	failed=$((failed + 1))
+	return 1
+}
+
+# count NAME: what NAME wrote to its directory is shown where it matters, and added.
+count() {
+	out=$cache/out/$1
+	grep -E '^(not ok|skip|ok ratio) ' "$out/results" 2> /dev/null || :
+	# Whoever reads only this output shall see why.
+	[ ! -s "$out/failures" ] || tail -n 400 "$out/failures" | sed 's/^/    /'
+	[ ! -s "$out/splats" ] || sed -n '/vmtest: begins/,$p' "$out/dmesg" | grep -A 30 -F -e "$(head -1 "$out/splats")" | sed 's/^/    /'
+	for kind in passed failed skipped; do
+		case $kind in passed) mark='ok' ;; failed) mark='not ok' ;; skipped) mark='skip' ;; esac
+		n=$(grep -c "^$mark " "$out/results" 2> /dev/null) || n=${n:-0}
+		eval "$kind=\$(($kind + n))"
+	done
+}
+
+# here NAME SCRIPT [ARGUMENT]...: the same in the other userland under this machine's kernel.
+here() {
+	name=$1
+	shift
+	out=$cache/out/$name
+	rm -rf "$out"
+	mkdir -p "$out"
+	echo "== $name: this machine's kernel"
+	VMTEST_RESULTS=$out/results timeout "$limit" sh "$root/vmtest/inside.sh" "$userland" sh "$@" > "$out/log" 2>&1 || {
+		echo "not ok $name: $1 did not come to its end; see $out/log" >> "$out/results"
+		tail -n 60 "$out/log" >> "$out/failures"
+	}
+	count "$name"
+}
+
 # run NAME RELEASE SCRIPT [ARGUMENT]...: one VM, its output and its share of the counts.
 run() {
 	name=$1 rel=$2
@@ -84,7 +129,7 @@ run() {
 	echo "== $name: Linux $(cat "$kernel/release")${option:+, emulated}${counting:+, counting instructions}"
 	script=
 	for word; do script="$script '$word'"; done
-	vm "$kernel" "$out" "$option" "timeout $limit sh $root/vmtest/guest.sh $out $script" > "$out/console" 2>&1 || :
+	vm "$kernel" "$out" "$option" "timeout $limit sh $root/vmtest/guest.sh $out '$userland' $script" > "$out/console" 2>&1 || :
 	# The verdict is the last thing the guest writes: without it the run did not end.
 	if [ ! -s "$out/verdict" ]; then
 		echo "not ok $name: the VM did not come to its end; see $out/console"
@@ -92,21 +137,18 @@ run() {
 		[ ! -e "$out/log" ] || tail -n 60 "$out/log" | sed 's/^/    log: /'
 		failed=$((failed + 1))
 	fi
-	grep -E '^(not ok|skip|ok ratio) ' "$out/results" 2> /dev/null || :
-	# Whoever reads only this output shall see why.
-	[ ! -s "$out/failures" ] || tail -n 400 "$out/failures" | sed 's/^/    /'
-	[ ! -s "$out/splats" ] || sed -n '/vmtest: begins/,$p' "$out/dmesg" | grep -A 30 -F -e "$(head -1 "$out/splats")" | sed 's/^/    /'
-	for kind in passed failed skipped; do
-		case $kind in passed) mark='ok' ;; failed) mark='not ok' ;; skipped) mark='skip' ;; esac
-		n=$(grep -c "^$mark " "$out/results" 2> /dev/null) || n=${n:-0}
-		eval "$kind=\$(($kind + n))"
-	done
+	count "$name"
 }
 
-if [ $# -gt 0 ]; then
-	for rel in $releases; do run "$rel" "$rel" "$@"; done
-else
+if [ $# -gt 0 ] && { [ -z "$newer" ] || newer_userland; }; then
+	for rel in $releases; do run "$rel${newer:+-u}" "$rel" "$@"; done
+elif [ $# -eq 0 ]; then
 	for rel in $releases; do run "$rel" "$rel" "$root/vmtest/suite.sh"; done
+	if newer_userland; then
+		here openssl-3.5-verify "$root/vmtest/suite.sh" verify
+		run openssl-3.5 "${releases##* }" "$root/vmtest/suite.sh" tls
+		userland=
+	fi
 	count_instructions
 	run ktls-cpu "${releases##* }" "$root/vmtest/ktls_cpu.sh"
 fi
