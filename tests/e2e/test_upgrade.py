@@ -296,7 +296,7 @@ def test_what_is_known_of_a_dead_backend_goes_along(line, own_origin):
     def entries():
         return [{k: e["formatted"]["value"][k] for k in ("upstream", "backend", "state", "admin", "weight")} for e in dump(one, "health")]
 
-    before = entries() if pinned else None
+    before = wait_until(lambda: [e for e in entries() if e["state"] == "SLUICE_HEALTH_DOWN"] and entries(), "the table to say so") if pinned else None
     one.upgrade()
     assert not one.d.backend_up("one", dead.address)
     failures = one.d.metrics().total("sluice_connect_failures_total")

@@ -279,6 +279,8 @@ bool backend_change_state(struct backend *b, uint32_t from, uint32_t to, const c
 
 	if (from == to || !atomic_compare_exchange_strong(&b->state, &expected, to))
 		return false;
+	/* The health thread mirrors the rest; that a backend is down is in the table at once. */
+	__atomic_store_n(&b->health->state, to, __ATOMIC_RELAXED);
 	atomic_store(&b->changed_ns, now_ns());
 	if (to == SLUICE_HEALTH_DOWN)
 		log_warn("backend_down", "upstream=%s backend=%s reason=%s", b->upstream, b->text,
