@@ -233,12 +233,13 @@ static void a_session_is_resumed_by_the_same_trust_and_name_only(void **state _u
 
 	for (size_t i = 0; i < ARRAY_SIZE(rows); i++) {
 		const struct suite_case *k = &suites[rows[i]];
-		struct tls_ticket_keys keys;
+		unsigned char saved[TLS_TICKETS_STATE];
+		struct tls_tickets *keys, *successor;
 		struct world w;
 		struct tls_ctx *first;
 
-		assert_int_equal(tls_ticket_keys_init(&keys), 0);
-		w.s = server_with(k->identity, (struct tls_server_options){ .tickets = &keys, .ktls = ktls });
+		assert_int_equal(tls_tickets_new(&keys, NULL, 0), 0);
+		w.s = server_with(k->identity, (struct tls_server_options){ .tickets = keys, .ktls = ktls });
 		w.c = client_for(k, ktls);
 		assert_int_equal(tls_session_cache_new(&w.cache), 0);
 
@@ -255,9 +256,29 @@ static void a_session_is_resumed_by_the_same_trust_and_name_only(void **state _u
 		w.c = first;
 
 		tls_ctx_unref(w.s); /* the server reloads and keeps its ticket keys */
-		w.s = server_with(k->identity, (struct tls_server_options){ .tickets = &keys, .ktls = ktls });
+		w.s = server_with(k->identity, (struct tls_server_options){ .tickets = keys, .ktls = ktls });
 		assert_true(visit(&w, "a.example"));
-		tls_ctx_unref(w.s); /* and does not */
+
+		/* Another process goes on with the keys; after a change of keys, here or there, both open what the other sealed. */
+		tls_tickets_save(keys, saved);
+		assert_int_equal(tls_tickets_new(&successor, saved, sizeof(saved)), 0);
+		assert_int_equal(tls_tickets_advance(successor), 0);
+		tls_ctx_unref(w.s);
+		w.s = server_with(k->identity, (struct tls_server_options){ .tickets = successor, .ktls = ktls });
+		assert_true(visit(&w, "a.example")); /* sealed with the last period's keys */
+		assert_int_equal(tls_tickets_advance(keys), 0);
+		tls_ctx_unref(w.s);
+		w.s = server_with(k->identity, (struct tls_server_options){ .tickets = keys, .ktls = ktls });
+		assert_true(visit(&w, "a.example"));
+		assert_int_equal(tls_tickets_advance(keys), 0);
+		assert_int_equal(tls_tickets_advance(keys), 0);
+		assert_false(visit(&w, "a.example")); /* older than two periods: nobody can open it any more */
+		assert_true(visit(&w, "a.example"));
+		tls_tickets_unref(successor);
+		tls_tickets_unref(keys); /* the context holds its own reference */
+		assert_true(visit(&w, "a.example"));
+
+		tls_ctx_unref(w.s); /* the server reloads and does not keep them */
 		w.s = server_with(k->identity, (struct tls_server_options){ .ktls = ktls });
 		assert_false(visit(&w, "a.example"));
 

@@ -52,16 +52,18 @@ struct tls_certificate {
 	const char *ocsp;       /* DER response to staple, or NULL */
 };
 
-/* Session tickets are sealed with these. Share one set between contexts (reload) to keep sessions alive. */
-struct tls_ticket_keys {
-	unsigned char bytes[80];
-};
+/*
+ * The keys that session tickets are sealed with, shared by any number of contexts (a reload keeps sessions alive) and
+ * threads. They change every eight hours; those of the last period still open tickets. Reference-counted.
+ */
+struct tls_tickets;
+#define TLS_TICKETS_STATE 208
 
 struct tls_server_options {
 	const struct tls_certificate *certificates; /* chosen by SNI: exact name, then wildcard, else the first */
 	size_t n;
 	const char *min_version, *max_version, *ciphers, *ciphersuites;
-	const struct tls_ticket_keys *tickets; /* copied; NULL: keys of this context's own */
+	struct tls_tickets *tickets; /* the context takes a reference; NULL: keys of its own */
 	const char *scope; /* a session made under another scope is not resumed; NULL: "" */
 	enum tls_ktls ktls;
 };
@@ -76,8 +78,18 @@ struct tls_ctx *tls_ctx_ref(struct tls_ctx *c);
 /* Drops a reference; NULL is fine. Connections hold their own. */
 void tls_ctx_unref(struct tls_ctx *c);
 
-/* Fresh random keys. 0 or -EIO. */
-int tls_ticket_keys_init(struct tls_ticket_keys *k);
+/*
+ * One reference in *out. state: n bytes that tls_tickets_save gave, perhaps in another process, which goes on with the same
+ * keys and changes them at the same time; of any other size: fresh keys. 0, -ENOMEM or -EIO (no random numbers).
+ */
+int tls_tickets_new(struct tls_tickets **out, const void *state, size_t n);
+struct tls_tickets *tls_tickets_ref(struct tls_tickets *t);
+/* NULL is fine. */
+void tls_tickets_unref(struct tls_tickets *t);
+/* Secret, like the keys. */
+void tls_tickets_save(struct tls_tickets *t, unsigned char state[TLS_TICKETS_STATE]);
+/* Changes the keys now, a period ahead of the clock. 0 or -ENOMEM. */
+int tls_tickets_advance(struct tls_tickets *t);
 
 /*
  * Client sessions to resume, one cache for one backend; any thread. A session is

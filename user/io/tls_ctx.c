@@ -10,7 +10,6 @@
 #include <openssl/x509v3.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/random.h>
 #include <sys/stat.h>
 #include "io/tls_internal.h"
 
@@ -137,6 +136,7 @@ void tls_ctx_unref(struct tls_ctx *c)
 	free(c->certs);
 	free(c->names);
 	free(c->ocsp);
+	tls_tickets_unref(c->tickets);
 	free(c);
 }
 
@@ -359,7 +359,7 @@ static int set_scope(SSL_CTX *s, const char *scope)
 }
 
 static int setup_server_one(struct tls_ctx *c, size_t i, const struct tls_server_options *o,
-			    struct tls_ticket_keys *keys, char *err, size_t errlen)
+			    char *err, size_t errlen)
 {
 	struct common common = { o->min_version, o->max_version, o->ciphers, o->ciphersuites, o->ktls };
 	const struct tls_certificate *cert = &o->certificates[i];
@@ -388,8 +388,7 @@ static int setup_server_one(struct tls_ctx *c, size_t i, const struct tls_server
 		return refuse(-ENOMEM, err, errlen, "out of memory");
 	SSL_CTX_set_num_tickets(s, 1);
 	SSL_CTX_set_options(s, SSL_OP_CIPHER_SERVER_PREFERENCE | SSL_OP_PRIORITIZE_CHACHA);
-	if (SSL_CTX_set_tlsext_ticket_keys(s, keys->bytes, sizeof(keys->bytes)) != 1)
-		return refuse(-EINVAL, err, errlen, "session ticket keys are not accepted");
+	tls_tickets_setup_ctx(s);
 	SSL_CTX_set_tlsext_servername_callback(s, on_server_name);
 	SSL_CTX_set_tlsext_servername_arg(s, c);
 	SSL_CTX_set_alpn_select_cb(s, on_alpn, NULL);
@@ -398,7 +397,6 @@ static int setup_server_one(struct tls_ctx *c, size_t i, const struct tls_server
 
 static int setup_server(struct tls_ctx *c, const struct tls_server_options *o, char *err, size_t errlen)
 {
-	struct tls_ticket_keys keys;
 	int r = 0;
 
 	if (o->n == 0)
@@ -410,12 +408,11 @@ static int setup_server(struct tls_ctx *c, const struct tls_server_options *o, c
 		return refuse(-ENOMEM, err, errlen, "out of memory");
 	c->n = o->n;
 	if (o->tickets)
-		keys = *o->tickets;
-	else if (tls_ticket_keys_init(&keys) < 0)
+		c->tickets = tls_tickets_ref(o->tickets);
+	else if (tls_tickets_new(&c->tickets, NULL, 0) < 0)
 		return refuse(-EIO, err, errlen, "no random numbers for session ticket keys");
 	for (size_t i = 0; i < o->n && r == 0; i++)
-		r = setup_server_one(c, i, o, &keys, err, errlen);
-	OPENSSL_cleanse(&keys, sizeof(keys));
+		r = setup_server_one(c, i, o, err, errlen);
 	c->ssl = c->certs[0];
 	return r;
 }
@@ -434,12 +431,6 @@ int tls_ctx_new_server(struct tls_ctx **out, const struct tls_server_options *o,
 	}
 	*out = c;
 	return 0;
-}
-
-/* From the kernel, not OpenSSL: whose own start costs 1.5 MB, which a daemon without TLS does not owe it. */
-int tls_ticket_keys_init(struct tls_ticket_keys *k)
-{
-	return getrandom(k->bytes, sizeof(k->bytes), 0) == (ssize_t)sizeof(k->bytes) ? 0 : -EIO;
 }
 
 const char *tls_library_version(void)

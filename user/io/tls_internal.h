@@ -2,7 +2,7 @@
 /*
  * What the tls*.c files share. tls_ctx.c makes contexts, tls_session.c keeps
  * sessions, tls.c runs connections in user space, tls_keys.c derives what
- * tls_kernel.c gives to the kernel, tls_record.c speaks to a socket in the
+ * tls_kernel.c gives to the kernel, tls_tickets.c seals sessions, tls_record.c speaks to a socket in the
  * kernel's hands, tls_reason.c finds words.
  *
  * A connection's life: HANDSHAKE -> OPEN -> ENDED (close_notify read) or
@@ -31,6 +31,7 @@ struct tls_ctx {
 		size_t n;
 	} * ocsp;
 	size_t n;
+	struct tls_tickets *tickets; /* server; one reference */
 	enum tls_ktls ktls;
 	bool server, verify;
 	atomic_uint said; /* bit per enum tls_kernel_lack */
@@ -116,6 +117,9 @@ void tls_session_setup_client(SSL_CTX *c);
 /* Gives the connection a session to resume if the cache has one. */
 void tls_session_offer(struct tls *t);
 struct tls_session_cache *tls_session_cache_ref(struct tls_session_cache *c);
+
+/* tls_tickets.c */
+void tls_tickets_setup_ctx(SSL_CTX *c);
 
 /* tls_kernel.c */
 void tls_kernel_setup_ctx(SSL_CTX *c);

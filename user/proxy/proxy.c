@@ -286,7 +286,7 @@ int proxy_start(struct proxy *p, struct lb *lb, char *err, size_t errlen)
 	if (!p->workers || !p->first)
 		return fail(err, errlen, -ENOMEM, "out of memory");
 	p->first->addresses = copy_addresses(p->current, p->conf->listener_count);
-	r = site_new(&site, p->conf, lb, &p->tickets.keys, err, errlen);
+	r = site_new(&site, p->conf, lb, p->tickets.keys, err, errlen);
 	if (r < 0)
 		return r;
 	for (unsigned i = 0; i < p->n && r == 0; i++)
@@ -380,7 +380,7 @@ static int change_prepare(struct proxy_change *c, char *err, size_t errlen)
 	if (r < 0)
 		return fail(err, errlen, r, "upstreams: %s", strerror(-r));
 	c->applied = true;
-	r = site_new(&site, c->conf, p->lb, &p->tickets.keys, err, errlen);
+	r = site_new(&site, c->conf, p->lb, p->tickets.keys, err, errlen);
 	if (r < 0)
 		return r;
 	r = change_address_workers(c, site);

@@ -42,7 +42,7 @@ static int upstream_tls(struct site *s, uint32_t i, char *err, size_t errlen)
 	return t->enabled ? tls_ctx_new_client(&s->upstream_tls[i], &o, err, errlen) : 0;
 }
 
-static int listener_tls(struct site *s, uint32_t i, const struct tls_ticket_keys *tickets, char *err, size_t errlen)
+static int listener_tls(struct site *s, uint32_t i, struct tls_tickets *tickets, char *err, size_t errlen)
 {
 	const struct conf_listener_tls *t = &s->conf->listeners[i].tls;
 	struct tls_certificate *certs;
@@ -82,7 +82,7 @@ static int via_text(struct site *s, uint32_t i)
 	return 0;
 }
 
-int site_new(struct site **out, const struct conf *conf, struct lb *lb, const struct tls_ticket_keys *tickets, char *err,
+int site_new(struct site **out, const struct conf *conf, struct lb *lb, struct tls_tickets *tickets, char *err,
 	     size_t errlen)
 {
 	struct site *s = calloc(1, sizeof(*s));

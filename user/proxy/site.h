@@ -8,5 +8,5 @@
  * here), the current table of lb is taken. tickets: of the listeners' sessions,
  * copied. 0 with one reference, or -errno with a text in err.
  */
-int site_new(struct site **out, const struct conf *conf, struct lb *lb, const struct tls_ticket_keys *tickets, char *err,
+int site_new(struct site **out, const struct conf *conf, struct lb *lb, struct tls_tickets *tickets, char *err,
 	     size_t errlen);
