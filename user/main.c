@@ -36,6 +36,7 @@
 #include "kern/bpf.h"
 #include "lb/lb.h"
 #include "privileges.h"
+#include "proxy/access_log.h"
 #include "proxy/proxy.h"
 
 #define DEATH_LOOKS 100u
@@ -352,6 +353,17 @@ static int reload(void *ctx, struct buf *answer)
 	return r;
 }
 
+static void reopen_logs(struct app *a)
+{
+	int r = log_reopen();
+
+	if (r < 0)
+		log_error("reopen_failed", "path=%s reason=\"%s\" action=\"the open file is written to\"", a->conf->error_log,
+			  strerror(-r));
+	if (proxy_reopen_logs(a->proxy) == 0 && r == 0)
+		log_info("logs_reopened", "pid=%d", (int)getpid());
+}
+
 static void on_signal(struct app *a, unsigned sig)
 {
 	struct buf answer = BUF_INIT;
@@ -368,10 +380,7 @@ static void on_signal(struct app *a, unsigned sig)
 		reload(a, &answer);
 		break;
 	case SIGUSR1:
-		if (log_reopen() < 0)
-			log_error("reopen_failed", "path=%s reason=\"%s\"", a->conf->error_log, strerror(errno));
-		proxy_reopen_logs(a->proxy);
-		log_info("logs_reopened", "pid=%d", (int)getpid());
+		reopen_logs(a);
 		break;
 	case SIGQUIT:
 		if (a->draining)
@@ -550,8 +559,10 @@ static int start(struct app *a, bool complete, char *why, size_t n)
 	if (proxy_new(&a->proxy, c, a->kern, &a->handed, why, n) < 0 ||
 	    control_open_inherited(&a->control, c, handed_take(&a->handed, HANDED_ADMIN_HTTP, NULL),
 				   handed_take(&a->handed, HANDED_ADMIN_SOCKET, NULL), why, n) < 0 ||
-	    upgrade_new(&a->upgrade, c->upgrade_sock, handed_take(&a->handed, HANDED_UPGRADE, NULL), why, n) < 0 ||
-	    privileges_drop(c->user, c->group, kern_lock_fd(a->kern), why, n) < 0)
+	    upgrade_new(&a->upgrade, c->upgrade_sock, handed_take(&a->handed, HANDED_UPGRADE, NULL), why, n) < 0)
+		return -1;
+	const int own[] = { kern_lock_fd(a->kern), c->error_log ? log_descriptor() : -1, *proxy_access_log_fd(a->proxy) };
+	if (privileges_drop(c->user, c->group, own, ARRAY_SIZE(own), why, n) < 0)
 		return -1;
 	fault_exit(FAULT_EXIT_OPENED);
 	a->drained = (struct watch){ .fd = proxy_drained_fd(a->proxy), .cb = drained_event };

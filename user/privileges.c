@@ -8,8 +8,11 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+#include "conf/value.h"
 
 #define BIT_OF(cap) (1ull << (cap))
 #define KEPT (BIT_OF(CAP_BPF) | BIT_OF(CAP_NET_ADMIN) | BIT_OF(CAP_PERFMON) | BIT_OF(CAP_NET_BIND_SERVICE))
@@ -30,7 +33,56 @@ static int keep_capabilities(void)
 	return syscall(SYS_capset, &h, d) < 0 ? -errno : 0;
 }
 
-int privileges_drop(const char *user, const char *group, int dir, char *err, size_t errlen)
+static bool is_number(const char *s, unsigned *out)
+{
+	uint64_t n;
+
+	if (value_u64(str_from(s), &n) < 0 || n >= UINT32_MAX)
+		return false;
+	*out = (unsigned)n;
+	return true;
+}
+
+/* A name wins over a number. NULL with err: there is none. */
+static const struct passwd *find_user(const char *user, char *err, size_t errlen)
+{
+	const struct passwd *pw = getpwnam(user);
+	unsigned uid;
+
+	if (!pw && is_number(user, &uid))
+		pw = getpwuid(uid);
+	if (!pw)
+		snprintf(err, errlen, "user: there is no user '%s' on this host", user);
+	return pw;
+}
+
+static int find_group(const char *group, gid_t *gid, char *err, size_t errlen)
+{
+	const struct group *gr = getgrnam(group);
+
+	if (gr)
+		*gid = gr->gr_gid;
+	else if (!is_number(group, gid)) {
+		snprintf(err, errlen, "group: there is no group '%s' on this host", group);
+		return -ENOENT;
+	}
+	return 0;
+}
+
+/* A log keeps its group, whose members read it. */
+static void give(int fd, uid_t uid, gid_t gid)
+{
+	struct stat st;
+
+	if (fd < 0 || fstat(fd, &st) < 0)
+		return;
+	if (S_ISDIR(st.st_mode))
+		(void)!fchown(fd, uid, gid);
+	else if (S_ISREG(st.st_mode))
+		(void)!fchown(fd, uid, (gid_t)-1);
+}
+
+int privileges_drop(const char *user, const char *group, const int *own, size_t n, char *err, size_t errlen)
 {
 	const struct passwd *pw = NULL;
 	gid_t gid = 0;
@@ -39,20 +91,15 @@ int privileges_drop(const char *user, const char *group, int dir, char *err, siz
 	if (!user && !group)
 		return 0;
 	if (user) {
-		pw = getpwnam(user);
-		if (!pw) {
-			snprintf(err, errlen, "user: there is no user '%s' on this host", user);
+		pw = find_user(user, err, errlen);
+		if (!pw)
 			return -ENOENT;
-		}
 		gid = pw->pw_gid;
 	}
 	if (group) {
-		const struct group *gr = getgrnam(group);
-		if (!gr) {
-			snprintf(err, errlen, "group: there is no group '%s' on this host", group);
-			return -ENOENT;
-		}
-		gid = gr->gr_gid;
+		r = find_group(group, &gid, err, errlen);
+		if (r < 0)
+			return r;
 	}
 	if (geteuid() != 0) {
 		if ((!pw || pw->pw_uid == geteuid()) && gid == getegid())
@@ -61,8 +108,8 @@ int privileges_drop(const char *user, const char *group, int dir, char *err, siz
 			 user ? user : "-", group ? group : "-");
 		return -EPERM;
 	}
-	if (pw && dir >= 0)
-		(void)!fchown(dir, pw->pw_uid, gid);
+	for (size_t i = 0; pw && i < n; i++)
+		give(own[i], pw->pw_uid, gid);
 	prctl(PR_SET_KEEPCAPS, 1);
 	if ((pw && initgroups(pw->pw_name, gid) < 0) || (!pw && setgroups(1, &gid) < 0) || setgid(gid) < 0 ||
 	    (pw && setuid(pw->pw_uid) < 0)) {

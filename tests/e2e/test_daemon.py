@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The process: arguments, -t, the background, signals, reloading, ends."""
 import os
+import pwd
 import re
+import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import threading
 from pathlib import Path
 
@@ -384,12 +387,50 @@ def test_a_storm_of_signals_loses_nothing(sluice, origin, tmp_path):
     assert d.process.wait() == 0
 
 
-def test_privileges_are_dropped(sluice, origin):
-    if os.geteuid() != 0:
-        pytest.skip("only root has privileges to drop")
-    d = sluice([origin.address], user="nobody", group="nogroup")
+@pytest.mark.parametrize("by", ["name", "number"])
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has privileges to drop")
+def test_privileges_are_dropped(sluice, origin, by):
+    nobody = pwd.getpwnam("nobody")
+    names = {"user": "nobody", "group": "nogroup"} if by == "name" else {"user": nobody.pw_uid, "group": nobody.pw_gid}
+    d = sluice([origin.address], **names)
     uids = re.search(r"^Uid:\s+(.*)$", Path(f"/proc/{d.pid}/status").read_text(), re.M).group(1).split()
-    import pwd
-    assert set(uids) == {str(pwd.getpwnam("nobody").pw_uid)}
+    assert set(uids) == {str(nobody.pw_uid)}
     for n in (10, 1_000_000):
         assert d.get(f"/bytes/{n}", keep=False).sha256 == pattern.sha256(n)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has privileges to drop")
+def test_who_gave_up_root_still_reloads_and_opens_its_logs_again(sluice, origin):
+    """The logs lie where only root makes files, as below /var/log; a rotation makes the next one for the user, or does not."""
+    with tempfile.TemporaryDirectory() as place:
+        os.chmod(place, 0o755)
+        access, error = Path(place, "access.log"), Path(place, "error.log")
+        d = sluice([origin.address], start=False, user="nobody", access_log={"path": str(access)})
+        d.directory, d.log_file = Path(place), error
+        d.config, d.control = Path(place, "sluice.yaml"), Path(place, "admin.sock")
+        d.start()
+
+        def rotate(path, made):
+            path.rename(f"{path}.1")
+            if made:
+                path.touch(mode=0o640)
+                shutil.chown(path, "nobody")
+
+        def logged(mark, path):
+            d.get(f"/bytes/10?{mark}")
+            wait_until(lambda: mark in path.read_text(), f"{mark} in {path}")
+        d.ctl("reload")
+        logged("first", access)
+        for path in (access, error):
+            rotate(path, made=True)
+        d.send_signal(signal.SIGUSR1)
+        d.wait_event("logs_reopened")
+        logged("second", access)
+        rotate(access, made=False)
+        d.send_signal(signal.SIGUSR1)
+        d.wait_event("reopen_failed")
+        d.ctl("reload")
+        d.wait_event("reloaded")
+        logged("third", Path(f"{access}.1"))
+        assert len(d.events("logs_reopened")) == 1
+        d.stop()

@@ -121,6 +121,7 @@ static void accounts_must_exist(void **state)
 	expect("f:2:7: user: \"no-such-user\" is no user on this system, create it or name another\n"
 	       "f:3:8: group: \"no-such-group\" is no group on this system, create it or name another\n",
 	       "user: no-such-user\ngroup: no-such-group\n");
+	expect("f:2:7: user: \"3999999999\" is no user on this system, create it or name another\n", "user: 3999999999\n");
 }
 
 /* 192.0.2.0/24 is for documentation (RFC 5737): no host has it. */

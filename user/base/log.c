@@ -80,6 +80,11 @@ int log_set_level(const char *name)
 	return -EINVAL;
 }
 
+int log_descriptor(void)
+{
+	return atomic_load(&log_fd);
+}
+
 unsigned long log_lost(void)
 {
 	return atomic_load(&lost);

@@ -21,6 +21,8 @@ int log_open(const char *path);
 int log_reopen(void);
 /* Parses "error|warn|info|debug". -EINVAL when unknown. */
 int log_set_level(const char *name);
+/* What lines are written to, which stays the log's. */
+int log_descriptor(void);
 unsigned long log_lost(void);
 
 void log_event(enum log_level level, const char *event, const char *fmt, ...) _printf_(3, 4);

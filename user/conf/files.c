@@ -119,20 +119,14 @@ static void check_log(struct report *r, const struct conf_outside *o)
 	fault(r, o, what, "allow this user to write it");
 }
 
-static bool is_number(const char *s)
-{
-	uint64_t n;
-
-	return value_u64(str_from(s), &n) == 0 && n < UINT32_MAX;
-}
-
 static void check_account(struct report *r, const struct conf_outside *o)
 {
-	if (is_number(o->text))
-		return;
-	if (o->kind == OUTSIDE_USER && !getpwnam(o->text))
+	uint64_t n = 0;
+	bool number = value_u64(str_from(o->text), &n) == 0 && n < UINT32_MAX;
+
+	if (o->kind == OUTSIDE_USER && !getpwnam(o->text) && !(number && getpwuid((uid_t)n)))
 		fault(r, o, "is no user on this system", "create it or name another");
-	if (o->kind == OUTSIDE_GROUP && !getgrnam(o->text))
+	if (o->kind == OUTSIDE_GROUP && !number && !getgrnam(o->text))
 		fault(r, o, "is no group on this system", "create it or name another");
 }
 

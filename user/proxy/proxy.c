@@ -133,6 +133,11 @@ static int open_access_log(const struct conf *conf, char *err, size_t errlen)
 	return fd < 0 ? fail(err, errlen, fd, "cannot open access log %s: %s", path ? path : "", strerror(-fd)) : fd;
 }
 
+static bool same_access_log(const struct conf *a, const struct conf *b)
+{
+	return a->access_log.path && b->access_log.path && strcmp(a->access_log.path, b->access_log.path) == 0;
+}
+
 /* Under the number that the workers know, so that none of them writes to a closed one. */
 static void use_access_log(struct proxy *p, int fd)
 {
@@ -374,8 +379,10 @@ static int change_prepare(struct proxy_change *c, char *err, size_t errlen)
 	if (r < 0)
 		return r;
 	r = c->access_log = open_access_log(c->conf, err, errlen);
-	if (r < 0)
+	if (r < 0 && !same_access_log(p->conf, c->conf))
 		return r;
+	if (r < 0) /* rotated away, where this user may not make another one: no reason to refuse the rest */
+		log_warn("reopen_failed", "reason=\"%s\" action=\"the open file is written to\"", err);
 	r = lb_apply(p->lb, c->conf);
 	if (r < 0)
 		return fail(err, errlen, r, "upstreams: %s", strerror(-r));
@@ -426,7 +433,8 @@ void proxy_reload_commit(struct proxy_change **change)
 	*change = NULL;
 	if (c->conf->threads != p->n)
 		log_warn("reload", "threads=%u reason=\"the number of threads changes with a restart or an upgrade\"", p->n);
-	use_access_log(p, c->access_log);
+	if (c->access_log >= 0)
+		use_access_log(p, c->access_log);
 	c->access_log = -1;
 	free(p->current);
 	p->current = c->addresses;
@@ -512,7 +520,7 @@ int proxy_reopen_logs(struct proxy *p)
 	int r = open_access_log(p->conf, err, sizeof(err));
 
 	if (r < 0) {
-		log_error("reopen_failed", "reason=\"%s\"", err);
+		log_error("reopen_failed", "reason=\"%s\" action=\"the open file is written to\"", err);
 		return r;
 	}
 	use_access_log(p, r);
