@@ -301,6 +301,11 @@ static void reload_error_log(const struct conf *old, const struct conf *new)
 		log_error("reopen_failed", "path=%s reason=\"%s\"", new->error_log, strerror(-r));
 }
 
+static struct str without_last_newline(struct str s)
+{
+	return (struct str){ s.p, s.n && s.p[s.n - 1] == '\n' ? s.n - 1 : s.n };
+}
+
 /* Reads the file again. On any error the service goes on as it was. 0 or -errno, the answer says what happened. */
 static int reload(void *ctx, struct buf *answer)
 {
@@ -308,7 +313,7 @@ static int reload(void *ctx, struct buf *answer)
 	struct buf text = BUF_INIT;
 	struct proxy_change *change = NULL;
 	struct conf *c = NULL;
-	char err[512] = "";
+	char err[512] = "", quoted[1024];
 	int r;
 
 	if (a->draining || upgrade_busy(a->upgrade)) {
@@ -340,8 +345,8 @@ static int reload(void *ctx, struct buf *answer)
 			buf_printf(&text, "%s", err);
 		if (!text.len)
 			buf_printf(&text, "%s", strerror(r < 0 ? -r : EINVAL));
-		log_error("reload_failed", "file=%s action=\"the old configuration stays\" reason=\"" STR_FMT "\"",
-			  a->conf_path, STR_ARG(buf_str(&text)));
+		log_error("reload_failed", "file=%s action=\"the old configuration stays\" reason=%s", a->conf_path,
+			  log_quote(quoted, sizeof(quoted), without_last_newline(buf_str(&text))));
 		buf_printf(answer, "not reloaded, the old configuration stays:\n" STR_FMT, STR_ARG(buf_str(&text)));
 		r = r < 0 ? r : -EINVAL;
 	}
