@@ -38,6 +38,17 @@ static struct conf *load_file(const char *path)
 	return c;
 }
 
+static void a_byte_order_mark_is_no_text(void **state)
+{
+	static const char text[] = "\xef\xbb\xbf"
+				   "version: 1\nthreads: 3\n";
+	struct conf *c = load(text);
+
+	(void)state;
+	assert_int_equal(c->threads, 3);
+	conf_unref(c);
+}
+
 static void pingoras_example_loads_and_says_what_is_missing(void **state)
 {
 	struct conf *c = load("---\n"
@@ -437,6 +448,7 @@ static void running_out_of_memory_anywhere_is_reported(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(a_byte_order_mark_is_no_text),
 		cmocka_unit_test(pingoras_example_loads_and_says_what_is_missing),
 		cmocka_unit_test(the_advice_makes_it_serve),
 		cmocka_unit_test(every_default_is_filled_in),

@@ -166,6 +166,7 @@ static void addresses_to_listen_on_are_numeric(void **state)
 		{ "[::1]80", ADDRESS_BAD_V6, NULL },
 		{ "[]:80", ADDRESS_BAD_V6, NULL },
 		{ "::1:80", ADDRESS_BARE_V6, NULL },
+		{ "http://0.0.0.0:80", ADDRESS_URL, NULL },
 		{ "localhost:80", ADDRESS_NOT_NUMERIC, NULL },
 		{ ":80", ADDRESS_BAD_NAME, NULL },
 	};
@@ -204,7 +205,7 @@ static void addresses_of_servers_may_be_names(void **state)
 		{ "1.1.1.999:1", ADDRESS_BAD_V4, 0, NULL, 0, NULL },
 		{ "a b:1", ADDRESS_BAD_NAME, 0, NULL, 0, NULL },
 		{ "a..b:1", ADDRESS_BAD_NAME, 0, NULL, 0, NULL },
-		{ "http://a:1", ADDRESS_BARE_V6, 0, NULL, 0, NULL },
+		{ "http://a:1", ADDRESS_URL, 0, NULL, 0, NULL },	   { "https://example.org", ADDRESS_URL, 0, NULL, 0, NULL },
 		{ "*:80", ADDRESS_BAD_NAME, 0, NULL, 0, NULL },
 	};
 

@@ -399,6 +399,11 @@ int tree_build(struct node **root, struct arena *a, const void *p, size_t n, str
 	int e;
 
 	*root = NULL;
+	/* A byte order mark, which libyaml counts as a column of the first line. */
+	if (n >= 3 && memcmp(p, "\xef\xbb\xbf", 3) == 0) {
+		b.p = p = (const char *)p + 3;
+		b.n = n -= 3;
+	}
 	if (!yaml_parser_initialize(&b.yaml))
 		return -ENOMEM;
 	yaml_parser_set_input_string(&b.yaml, n ? p : (const unsigned char *)"", n);

@@ -115,6 +115,7 @@ const char *value_address_text(enum address_fault f)
 		[ADDRESS_BAD_V4] = "is not an IPv4 address, write four numbers from 0 to 255 such as \"127.0.0.1:8080\"",
 		[ADDRESS_BAD_V6] = "is not an IPv6 address, write it as \"[::1]:8080\"",
 		[ADDRESS_BARE_V6] = "is not clear: put an IPv6 address in brackets, \"[::1]:8080\"",
+		[ADDRESS_URL] = "is a URL, write only its \"name:port\"; a tls section says that it is HTTPS",
 		[ADDRESS_NOT_NUMERIC] = "is a name, to listen write a number such as \"0.0.0.0:6188\", \"[::]:6188\" or unix:/path",
 		[ADDRESS_BAD_NAME] = "is neither an address nor a host name, write \"name:port\" with letters, digits, - and .",
 		[ADDRESS_UNIX_EMPTY] = "has no path, write unix:/path/to/socket",
@@ -220,6 +221,8 @@ static enum address_fault split(struct str s, struct str *host, bool *bracketed,
 
 	if (s.n == 0)
 		return ADDRESS_EMPTY;
+	if (memmem(s.p, s.n, "://", 3))
+		return ADDRESS_URL;
 	*bracketed = s.p[0] == '[';
 	if (*bracketed) {
 		const char *close = memchr(s.p, ']', s.n);
