@@ -20,6 +20,14 @@ def test_with_all_backends_dead_the_answer_is_an_error_soon(sluice, dead):
     assert [d.get("/").status in (502, 503) for _ in range(5)] == [True] * 5
 
 
+def test_a_client_is_not_told_where_backends_are(sluice, dead):
+    address = dead()
+    d = sluice({"one": {"servers": [{"address": address}]}})
+    r = d.get("/")
+    assert r.status == 502 and address.encode() not in r.body
+    assert address in d.wait_event("request", end="connect_failed")["reason"]
+
+
 def test_retries_can_be_switched_off(sluice, origin, dead):
     d = sluice({"one": {"servers": [{"address": dead()}, {"address": origin.address}],
                         "retries": {"max": 0}}}, threads=1)

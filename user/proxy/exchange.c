@@ -308,6 +308,19 @@ void exchange_refuse(struct session *s, const struct http_verdict *v)
 	exchange_fail(s, v->status, END_BAD_REQUEST, v->reason);
 }
 
+/* Where backends are and what their certificates say is the operator's, and in the log. */
+static const char *told_to_client(enum session_end why, const char *detail)
+{
+	switch (why) {
+	case END_CONNECT_FAILED:
+	case END_CONNECT_TIMEOUT:
+	case END_UPSTREAM_TLS:
+		return "no connection to the backend";
+	default:
+		return detail;
+	}
+}
+
 void exchange_fail(struct session *s, int status, enum session_end why, const char *detail)
 {
 	struct exchange *x = s->x;
@@ -326,7 +339,7 @@ void exchange_fail(struct session *s, int status, enum session_end why, const ch
 	/* A 1xx that is half sent must end before the answer begins. */
 	if (x->response.head_sent == 0)
 		buf_consume(&x->out, x->out.len);
-	if (http_write_error(&x->out, status, detail, x->last, x->method_id == HTTP_M_HEAD) < 0) {
+	if (http_write_error(&x->out, status, told_to_client(why, detail), x->last, x->method_id == HTTP_M_HEAD) < 0) {
 		exchange_abort(s, END_OUT_OF_MEMORY);
 		return;
 	}
