@@ -106,6 +106,29 @@ def test_an_upload_that_comes_bit_by_bit_goes_over_to_sockmap(auto, origin):
     assert by["sockmap"] > n // 2, by
 
 
+def test_the_log_names_an_engine_and_the_reason_of_the_same_body(sluice, backend, tmp_path):
+    """A long upload with a short answer that comes behind its head: the answer's reason is not the upload's."""
+    n = 8 * MiB
+    answered = threading.Event()
+
+    def answering(c):
+        c.read_head()
+        c.read_exactly(n)
+        c.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n")
+        answered.wait(30)
+        c.send(b"ok")
+    log = tmp_path / "access.log"
+    d = sluice([backend(answering).address], splice={"engine": "splice"}, access_log={"path": str(log), "format": "json"})
+    with d.client() as c:
+        c.send(request_bytes("POST", "/", {"Content-Length": n}) + pattern.body(n))
+        c.read_head()
+        answered.set()
+        assert c.read_exactly(2) == b"ok"
+    wait_until(lambda: log.read_text().endswith("\n"), "the line")
+    line = json.loads(log.read_text())
+    assert (line["engine"], line["why_not"]) == ("splice", "splice.engine is splice"), line
+
+
 def test_the_next_bodies_on_that_connection_are_right_too(auto, backend):
     """Its source is in the kernel's table for good; what follows goes by sockmap from its first byte."""
     body = pattern.body(MiB, 5)

@@ -62,8 +62,10 @@ void access_log_write(struct session *s, const struct exchange *x)
 	bool json = c->format == CONF_LOG_JSON;
 	void (*put)(struct buf *, const char *, struct str) = json ? put_json : put_text;
 	const struct body *q = &x->request, *r = &x->response;
-	enum body_engine_id engine = MAX_OF(q->best, r->best);
-	const char *why_not = r->why_not ? r->why_not : q->why_not;
+	/* The reason is that of the body whose engine is named. */
+	const struct body *best = q->best > r->best || (q->best == r->best && !r->why_not) ? q : r;
+	enum body_engine_id engine = best->best;
+	const char *why_not = best->why_not;
 	char ip[SOCK_TEXT_MAX];
 	struct buf *b = &w->log;
 
