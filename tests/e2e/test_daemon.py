@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from lib import build, pattern
-from lib.client import Client, Ended, request_bytes
+from lib.client import Client, Ended, get, request_bytes
 from lib.load import Load
 from lib.process import kill_pid, pid_alive
 from lib.sluice import Sluice, environment, free_port, run_sluice
@@ -123,6 +123,36 @@ def test_a_port_that_is_taken_is_said_by_its_address(tmp_path):
         address = f"127.0.0.1:{s.getsockname()[1]}"
         done = run_sluice("-c", write(tmp_path, GOOD.replace("127.0.0.1:0", address)))
     assert done.returncode == 1 and address in done.stderr + done.stdout
+
+
+def test_a_port_where_another_sluice_listens_is_taken(sluice, origin, tmp_path):
+    """The kernel would let both listen, and give the second one all connections."""
+    d = sluice([origin.address])
+    text = GOOD.replace("127.0.0.1:0", f"127.0.0.1:{d.port}")
+    done = run_sluice("-c", write(tmp_path, text))
+    assert done.returncode == 1 and f"127.0.0.1:{d.port}" in done.stderr and "another process listens there" in done.stderr
+    other = sluice([origin.address])
+    other.more_listeners = [{"address": f"127.0.0.1:{d.port}", "routes": [{"upstream": "one"}]}]
+    other.write_config()
+    other.send_signal(signal.SIGHUP)
+    assert "another process listens there" in other.wait_event("reload_failed")["reason"]
+    for one in (d, other):
+        assert one.get("/").status == 200
+    assert d.metrics().total("sluice_listener_accepted_total") == 1
+
+
+def test_an_address_and_all_addresses_share_a_port(sluice, origin):
+    d = sluice([origin.address], start=False)
+    port = free_port()
+    d.more_listeners = [{"address": f"{host}:{port}", "routes": [{"upstream": "one"}]} for host in ("0.0.0.0", "127.0.0.1")]
+    d.start()
+    for host in ("127.0.0.2", "127.0.0.1"):
+        assert get((host, port), "/").status == 200, host
+    d.more_listeners.pop(0)
+    d.write_config()
+    d.send_signal(signal.SIGHUP)
+    d.wait_event("reloaded")
+    assert get(("127.0.0.1", port), "/").status == 200
 
 
 # ---- the background

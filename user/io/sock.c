@@ -144,6 +144,22 @@ static int clear_stale_unix(const struct sock_addr *a)
 	return -EADDRINUSE;
 }
 
+bool sock_is_listened_on(const struct sock_addr *a)
+{
+	int fd = socket(a->sa.sa_family, SOCK_STREAM | SOCK_CLOEXEC, 0), one = 1;
+	bool taken;
+
+	if (fd < 0)
+		return false;
+	/* Then only a socket that listens is in the way (inet_csk_get_port), not what is left of connections. */
+	setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
+	if (a->sa.sa_family == AF_INET6)
+		setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &one, sizeof(one));
+	taken = bind(fd, &a->sa, a->len) < 0 && errno == EADDRINUSE;
+	close(fd);
+	return taken;
+}
+
 int sock_listen(const struct sock_addr *a, int backlog, bool reuseport)
 {
 	int fd, r, one = 1;

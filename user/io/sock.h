@@ -32,6 +32,11 @@ const char *sock_text(char out[static SOCK_TEXT_MAX], const struct sock_addr *a,
 uint16_t sock_port(const struct sock_addr *a);
 
 /*
+ * Whether somebody listens on a (TCP) already. With SO_REUSEPORT on both sides
+ * the kernel would let us share it, and deal out that one's connections anew.
+ */
+bool sock_is_listened_on(const struct sock_addr *a);
+/*
  * Listens on a; a negative backlog: is only bound, listen(2) is still due.
  * reuseport: several sockets share the address, the kernel
  * spreads connections over them. A stale unix socket file (nobody answers) is

@@ -11,6 +11,9 @@
 #include "io/sock.h"
 
 #define BACKLOG 4096
+/* Of a process that was killed a moment ago. */
+#define DEATH_LOOKS 20u
+#define DEATH_LOOK_US 20000u
 
 static int no_memory(char *err, size_t errlen)
 {
@@ -43,6 +46,12 @@ static const char *listen_hint(int err)
 	default:
 		return "see errno";
 	}
+}
+
+static int cannot_listen(int r, const char *text, char *err, size_t errlen)
+{
+	snprintf(err, errlen, "cannot listen on %s: %s; %s", text, strerror(-r), listen_hint(-r));
+	return r;
 }
 
 static int address_add(struct listener_address *a, int fd)
@@ -108,8 +117,7 @@ static int address_new(struct listener_address **out, const struct conf_listener
 		}
 		if (fd < 0) {
 			address_free(a);
-			snprintf(err, errlen, "cannot listen on %s: %s; %s", c->address.text, strerror(-fd), listen_hint(-fd));
-			return fd;
+			return cannot_listen(fd, c->address.text, err, errlen);
 		}
 		a->owns_path = !a->is_tcp;
 		if (a->n == 0)
@@ -126,6 +134,38 @@ static int address_new(struct listener_address **out, const struct conf_listener
 	atomic_store(&a->refs, a->places);
 	*out = a;
 	return 0;
+}
+
+/* One of ours, perhaps for all addresses of the host, or on its way out, has the port. */
+static bool port_is_ours(struct list *table, uint16_t port)
+{
+	struct list *it, *next;
+
+	list_for_each_safe(it, next, table) {
+		const struct listener_address *a = list_entry(it, struct listener_address, link);
+		struct sock_addr bound;
+
+		if (a->is_tcp && sock_parse(&bound, a->text) == 0 && sock_port(&bound) == port)
+			return true;
+	}
+	return false;
+}
+
+/* handed NULL: a reload, which waits for nobody. Who was handed sockets shares addresses with who handed them. */
+static bool address_is_taken(struct list *table, const struct conf_addr *c, const struct handed *handed)
+{
+	struct sock_addr want = { .len = c->len };
+	bool taken;
+
+	memcpy(&want.ss, &c->ss, sizeof(want.ss));
+	if (!sock_is_tcp(&want) || (handed && handed->n) || port_is_ours(table, sock_port(&want)))
+		return false;
+	taken = sock_is_listened_on(&want);
+	for (unsigned i = 0; taken && handed && i < DEATH_LOOKS; i++) {
+		usleep(DEATH_LOOK_US);
+		taken = sock_is_listened_on(&want);
+	}
+	return taken;
 }
 
 /* The one of the table that serves `configured`; NULL: none. */
@@ -167,7 +207,11 @@ int addresses_for(struct list *table, const struct conf *conf, unsigned workers,
 		list[i] = address_find(table, conf->listeners[i].address.text);
 		if (list[i])
 			continue;
-		r = address_new(&list[i], &conf->listeners[i], workers, handed, err, errlen);
+		r = 0;
+		if (address_is_taken(table, &conf->listeners[i].address, handed))
+			r = cannot_listen(-EADDRINUSE, conf->listeners[i].address.text, err, errlen);
+		if (r == 0)
+			r = address_new(&list[i], &conf->listeners[i], workers, handed, err, errlen);
 		if (r < 0) {
 			addresses_forget_fresh(table);
 			free(list);

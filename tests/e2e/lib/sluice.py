@@ -37,11 +37,12 @@ def environment(**more):
 def held_port(host="127.0.0.1"):
     """
     A port and the socket that keeps it. Nobody listens on it, so that connections are refused, until a daemon does:
-    its listeners are bound with SO_REUSEPORT too. Nobody else is given the port meanwhile, not even by chance.
+    its listeners are bound with SO_REUSEPORT too, and SO_REUSEADDR tells it that nobody does. Nobody else is given the port meanwhile, not even by chance.
     """
     s = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     s.bind((host, 0))
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # not before: the port might be another's then
     return s.getsockname()[1], s
 
 
