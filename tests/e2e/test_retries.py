@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """A request that failed without having been heard is sent again, elsewhere or anew; one that may have been heard is not."""
+import signal
 import socket
 import threading
+from pathlib import Path
 
 import pytest
 
 from lib.backend import response
 from lib.client import request_bytes
+from lib.sluice import ENGINES
 from lib.wait import wait_until
 
 
@@ -103,6 +106,56 @@ def test_a_body_that_has_begun_is_not_replayed(sluice, backend):
         c.send(request_bytes("PUT", "/", {"Content-Length": 5000}) + b"x" * 1000)
         assert c.read_response().status == 502
     assert len(b.heads) == 1
+
+
+def test_a_chunked_body_of_which_framing_was_taken_is_not_begun_again(sluice, backend):
+    """The backend hangs up behind a chunk's size: parsed from its start, the chunk's data would be framing, and a request behind it."""
+    def script(c):
+        c.read_head()
+        c.send(response(b"first"))
+        c.read_head()
+        c.read_exactly(4)
+    b = backend(script)
+    d = sluice([b.address], threads=1)
+    with d.client() as c:
+        assert c.get("/").status == 200
+        c.send(request_bytes("PUT", "/", {"Transfer-Encoding": "chunked"}) + b"40\r\n")
+        assert c.read_response().status == 502
+        c.try_send(b"0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: test.example\r\n\r\n")
+        assert c.read_end()[0] == b""
+    assert len(b.heads) == 2
+
+
+def stopped(pid):
+    return all("State:\tT" in (t / "status").read_text() for t in Path(f"/proc/{pid}/task").iterdir())
+
+
+@pytest.mark.parametrize("engine", ENGINES + ("auto",))
+def test_a_body_that_is_lost_on_its_way_to_a_dead_backend_is_not_begun_again(sluice, backend, engine):
+    """Its first bytes and the backend's reset are there at the same time: what has left the client's socket is gone."""
+    reset, gone = threading.Event(), threading.Event()
+
+    def script(c):
+        c.read_head()
+        c.send(response(b"first"))
+        c.read_head()
+        reset.wait(60)
+        c.reset()
+        gone.set()
+    b = backend(script)
+    d = sluice([b.address], threads=1, splice={"engine": engine, "min_bytes": 4096})
+    with d.client() as c:
+        assert c.get("/").status == 200
+        c.send(request_bytes("PUT", "/", {"Content-Length": 20000}))
+        wait_until(lambda: len(b.heads) == 2, "the second request")
+        d.send_signal(signal.SIGSTOP)
+        wait_until(lambda: stopped(d.pid), "the daemon to stand still")
+        c.send(b"x" * 2000)
+        reset.set()
+        assert gone.wait(60)
+        d.send_signal(signal.SIGCONT)
+        assert c.read_response().status == 502
+    assert len(b.heads) == 2
 
 
 def test_retries_are_counted(sluice, origin, dead):

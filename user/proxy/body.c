@@ -69,6 +69,7 @@ void body_account(struct body *b, enum body_engine_id e, uint64_t n)
 
 	if (n == 0)
 		return;
+	b->begun = true;
 	b->data += n;
 	b->moved[e] += n;
 	if (e > b->best)
@@ -98,6 +99,7 @@ static enum body_result take_from_in(struct body *b)
 		r = http_chunked_filter(&b->chunked, buf_data(b->in), b->in->len, &used, &kept, &b->verdict);
 		if (r == HTTP_BAD)
 			return BODY_BAD;
+		b->begun = b->begun || used > 0;
 		b->ready = kept;
 		b->gap = used - kept;
 		b->ended = r == 0;

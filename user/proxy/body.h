@@ -74,6 +74,7 @@ struct body {
 	size_t ready; /* bytes at the front of in that are to be sent */
 	size_t gap;   /* bytes behind them that the filter used up */
 	bool ended;   /* the framing's end was seen */
+	bool begun; /* bytes of it, if only of its framing, were taken from src: it can not be sent anew */
 	bool tunnel;
 	bool stuck_dst; /* the last BODY_WAIT was for dst, else for src */
 

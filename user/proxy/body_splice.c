@@ -221,6 +221,7 @@ enum body_result body_splice_step(struct body *b)
 		} else if (n == 0) {
 			b->src->eof = true;
 		} else {
+			b->begun = true; /* should the target fail, what is in the pipe is lost */
 			b->pipe.filled = (uint32_t)n;
 		}
 	}

@@ -21,7 +21,8 @@ bool exchange_retry(struct session *s, enum conf_retry_on on, int status, enum s
 		snprintf(x->detail_text, sizeof(x->detail_text), "%s", detail);
 		detail = x->detail_text;
 	}
-	if ((r->on & on) && x->attempts <= r->max && x->request.data == 0 && x->request.ready == 0 &&
+	body_deinit(&x->request); /* what the kernel moved and has not told of counts */
+	if ((r->on & on) && x->attempts <= r->max && !x->request.begun &&
 	    retry_budget_take(&s->worker->retries, loop_now(s->worker->loop))) {
 		COUNT(s->worker, retries);
 		exchange_drop_upstream(s, false);
