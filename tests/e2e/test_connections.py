@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import ssl
 import threading
 
 import pytest
@@ -71,6 +72,29 @@ def test_nothing_behind_a_connection_close_is_answered(proxy):
         assert c.read_response().status == 200
         c.end()
         assert c.read_end()[0] == b""
+
+
+@pytest.mark.parametrize("more", [b"\r\n", request_bytes(path="/again")], ids=["crlf", "request"])
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_what_lies_behind_a_connection_close_does_not_cost_the_answer(sluice, backend, certs_dir, tls, more):
+    """It is not read, and closing with bytes unread would be a reset: the client would lose what it has not read."""
+    go = threading.Event()
+
+    def script(c):
+        c.read_head()
+        assert go.wait(60)
+        c.send(response(b"x" * 3_000_000))
+    b = backend(script)
+    files = {"cert": str(certs_dir / "server.pem"), "key": str(certs_dir / "server.key")}
+    d = sluice([b.address], threads=1, listener={"tls": {"certificates": [files]}} if tls else None)
+    context = ssl.create_default_context(cafile=certs_dir / "ca.pem") if tls else None
+    with d.client(tls=context, server_name="one.demo" if tls else None) as c:
+        c.send(request_bytes(fields={"Connection": "close"}))
+        wait_until(lambda: b.heads, "the request")
+        c.send(more)
+        go.set()
+        assert c.read_response().length == 3_000_000
+        assert c.read_end() == (b"", "fin")
 
 
 @pytest.mark.parametrize("path, status", [("/bytes/100000", 200), ("/chunked/100000", 200), ("/status/404", 404)])

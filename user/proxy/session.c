@@ -329,6 +329,14 @@ void session_run_again(struct session *s)
 	loop_later(s->worker->loop, &s->again);
 }
 
+/* A close with bytes unread is a reset, and takes from the client what it has not read of its answer. */
+static bool sent_more(const struct session *s)
+{
+	char c;
+
+	return s->in.len || recv(s->client.watch.fd, &c, 1, MSG_PEEK | MSG_DONTWAIT) > 0;
+}
+
 void session_end_connection(struct session *s, bool unread)
 {
 	int r;
@@ -337,8 +345,9 @@ void session_end_connection(struct session *s, bool unread)
 		session_close(s, false);
 		return;
 	}
+	unread = unread || sent_more(s);
 	/* close(2) sends FIN by itself when nothing is unread; TLS needs its close_notify on the way first. */
-	if (!s->client.tls && !unread && s->in.len == 0) {
+	if (!s->client.tls && !unread) {
 		session_close(s, false);
 		return;
 	}
@@ -348,7 +357,7 @@ void session_end_connection(struct session *s, bool unread)
 		return;
 	}
 	s->shut_pending = r == -EAGAIN;
-	s->lingers = unread || s->in.len;
+	s->lingers = unread;
 	if (!s->shut_pending && !s->lingers) {
 		session_close(s, false);
 		return;
