@@ -162,7 +162,7 @@ install: all
 	install -m 644 conf/sluice.yaml.5 $(DESTDIR)$(PREFIX)/share/man/man5/
 	install -m 644 conf/sluice.bash-completion $(DESTDIR)$(PREFIX)/share/bash-completion/completions/sluice
 	ln -sf sluice $(DESTDIR)$(PREFIX)/share/bash-completion/completions/sluicectl
-	install -m 644 conf/example.yaml README.md $(DESTDIR)$(PREFIX)/share/doc/sluice/
+	install -m 644 conf/example.yaml conf/quickstart.yaml README.md $(DESTDIR)$(PREFIX)/share/doc/sluice/
 	sed 's|@SBIN@|$(PREFIX)/sbin|g; s|@SYSCONFDIR@|$(SYSCONFDIR)|g' conf/sluice.service > $(UNITS)/sluice.service
 	rm -rf $(UNITS)/sluice.service.d
 	[ "$(or $(SYSTEMD_VERSION),0)" -lt 253 ] || install -D -m 644 conf/notify-reload.conf $(UNITS)/sluice.service.d/notify-reload.conf

@@ -90,7 +90,7 @@ static const char usage[] =
 	"  kill -QUIT $(cat PID_FILE) && sluice -d -u -c /etc/sluice/sluice.yaml   new binary or settings, no request lost\n"
 	"\n"
 	"signals: TERM stop gracefully, INT stop now, HUP reload, USR1 reopen logs, QUIT hand over\n"
-	"a first configuration to look at: conf/quickstart.yaml; every key: sluice.yaml(5)\n";
+	"a first configuration to look at: conf/quickstart.yaml (installed: share/doc/sluice); every key: sluice.yaml(5)\n";
 
 /* ---- -t and -V ---- */
 
@@ -760,7 +760,7 @@ int main(int argc, char **argv)
 	}
 	if (!app.conf_path) {
 		fputs("sluice: no configuration is named: sluice -c FILE\n"
-		      "a first one to look at is conf/quickstart.yaml; sluice -h tells more\n",
+		      "a first one to look at is conf/quickstart.yaml (installed: share/doc/sluice); sluice -h tells more\n",
 		      stderr);
 		return 2;
 	}

@@ -40,7 +40,7 @@ releases=${releases:-bookworm trixie}
 
 mkdir -p "$cache"
 exec 9> "$cache/lock"
-flock 9 # one VM at a time
+flock 9 # one run at a time
 
 for tool in qemu-system-x86_64 busybox depmod udevadm; do
 	PATH=$PATH:/usr/sbin:/sbin command -v $tool > /dev/null && continue
@@ -49,11 +49,12 @@ for tool in qemu-system-x86_64 busybox depmod udevadm; do
 done
 vng=$(sh "$root/vmtest/fetch.sh" virtme-ng)
 
-# vm KERNEL_DIR OUT_DIR KVM_OPTION COMMAND: boots, runs COMMAND, ends.
+# vm KERNEL_DIR OUT_DIR KVM_OPTION COMMAND: boots, runs COMMAND, ends. timeout(1) ends the
+# emulator too, which outlives virtme-ng, when it is told to end.
 vm() {
 	# virtme looks the writable directory up relative to the root, so be there.
 	(cd / && PYTHONPATH=${vng%/bin/vng}/lib/python3/dist-packages PATH=${vng%/vng}:$PATH:/usr/sbin:/sbin \
-		exec ${bounded:-} nice /usr/bin/python3 "$vng" $3 --run "$1/boot/vmlinuz-$(cat "$1/release")" --cpus $cpus --memory 2G ${counting:+"--qemu-opts=-icount shift=1,sleep=off -cpu max"} \
+		exec timeout -k 5 "${patience:-$((limit + 120))}" nice /usr/bin/python3 "$vng" $3 --run "$1/boot/vmlinuz-$(cat "$1/release")" --cpus $cpus --memory 2G ${counting:+"--qemu-opts=-icount shift=1,sleep=off -cpu max"} \
 		--rwdir "$2" --exec "$4") < /dev/null 9>&-
 }
 
@@ -65,14 +66,17 @@ kvm_option() {
 		mkdir -p "$cache/out/probe"
 		if [ -w /dev/kvm ]; then
 			rm -f "$cache/out/probe/booted"
-			bounded="timeout -k 5 60" # ends qemu too, which outlives virtme-ng
+			patience=60
 			vm "$1" "$cache/out/probe" "" "touch $cache/out/probe/booted" > /dev/null 2>&1 || :
-			bounded=
+			patience=
 			[ ! -e "$cache/out/probe/booted" ] || echo yes > "$state"
 		fi
 	fi
 	[ "$(cat "$state")" = yes ] || echo --disable-kvm
 }
+
+trap 'kill $(cat "$cache"/out/*/pid 2> /dev/null) 2> /dev/null; exit 130' INT TERM
+rm -f "$cache"/out/*/pid
 
 passed=0 failed=0 skipped=0
 # Debian 13's userland and sluice built there. Says why it can not be.
@@ -117,8 +121,8 @@ here() {
 	count "$name"
 }
 
-# run NAME RELEASE SCRIPT [ARGUMENT]...: one VM, its output and its share of the counts.
-run() {
+# start NAME RELEASE SCRIPT [ARGUMENT]...: begins one VM.
+start() {
 	name=$1 rel=$2
 	shift 2
 	kernel=$(sh "$root/vmtest/fetch.sh" "$rel")
@@ -129,7 +133,17 @@ run() {
 	echo "== $name: Linux $(cat "$kernel/release")${option:+, emulated}${counting:+, counting instructions}"
 	script=
 	for word; do script="$script '$word'"; done
-	vm "$kernel" "$out" "$option" "timeout $limit sh $root/vmtest/guest.sh $out '$userland' $script" > "$out/console" 2>&1 || :
+	vm "$kernel" "$out" "$option" "timeout $limit sh $root/vmtest/guest.sh $out '$userland' $script" > "$out/console" 2>&1 &
+	echo $! > "$out/pid"
+	date +%s > "$out/began"
+}
+
+# finish NAME: waits for its end; its output and its share of the counts.
+finish() {
+	name=$1 out=$cache/out/$1
+	wait "$(cat "$out/pid")" || :
+	rm -f "$out/pid"
+	echo "== $name: ended after $(($(date +%s) - $(cat "$out/began"))) s"
 	# The verdict is the last thing the guest writes: without it the run did not end.
 	if [ ! -s "$out/verdict" ]; then
 		echo "not ok $name: the VM did not come to its end; see $out/console"
@@ -141,16 +155,21 @@ run() {
 }
 
 if [ $# -gt 0 ] && { [ -z "$newer" ] || newer_userland; }; then
-	for rel in $releases; do run "$rel${newer:+-u}" "$rel" "$@"; done
+	for rel in $releases; do
+		start "$rel${newer:+-u}" "$rel" "$@"
+		finish "$rel${newer:+-u}"
+	done
 elif [ $# -eq 0 ]; then
-	for rel in $releases; do run "$rel" "$rel" "$root/vmtest/suite.sh"; done
-	if newer_userland; then
-		here openssl-3.5-verify "$root/vmtest/suite.sh" verify
-		run openssl-3.5 "${releases##* }" "$root/vmtest/suite.sh" tls
-		userland=
-	fi
+	# Emulated, a VM keeps one processor busy, so two at a time.
+	for rel in $releases; do start "$rel" "$rel" "$root/vmtest/suite.sh"; done
+	if newer_userland; then here openssl-3.5-verify "$root/vmtest/suite.sh" verify; fi
+	for rel in $releases; do finish "$rel"; done
+	[ -z "$userland" ] || start openssl-3.5 "$rel" "$root/vmtest/suite.sh" tls
+	newer=$userland userland=
 	count_instructions
-	run ktls-cpu "${releases##* }" "$root/vmtest/ktls_cpu.sh"
+	start ktls-cpu "$rel" "$root/vmtest/ktls_cpu.sh"
+	[ -z "$newer" ] || finish openssl-3.5
+	finish ktls-cpu
 fi
 echo "$passed passed, $failed failed, $skipped skipped"
 [ $failed -eq 0 ] && [ $passed -gt 0 ]

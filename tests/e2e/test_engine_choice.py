@@ -2,6 +2,7 @@
 """splice.engine auto: what comes in bulk goes by splice, what comes bit by bit goes over to sockmap; bytes are right either way."""
 import hashlib
 import json
+import os
 import socket
 import subprocess
 import threading
@@ -314,3 +315,21 @@ def test_the_table_of_flows_is_as_large_as_the_limit_of_connections(sluice, orig
     require_engine(d, "sockmap")
     done = subprocess.run(["/usr/sbin/bpftool", "-j", "map", "show", "pinned", f"{d.pin_dir}/flows"], capture_output=True, text=True)
     assert json.loads(done.stdout)["max_entries"] == 77
+
+
+def test_a_dump_of_the_flows_shows_nothing_of_those_that_ended(sluice, origin):
+    d = sluice([origin.address], splice={"engine": "sockmap", "min_bytes": 4096})
+    require_engine(d, "sockmap")
+    if not os.path.exists(f"{d.pin_dir}/flows"):
+        pytest.skip("no pinned maps here")
+    assert d.get("/bytes/3000000", keep=False).sha256 == pattern.sha256(3000000)
+
+    def left(v):
+        return any(map(left, v.values() if isinstance(v, dict) else v)) if isinstance(v, (dict, list)) else bool(v)
+
+    def entries():
+        done = subprocess.run(["/usr/sbin/bpftool", "-j", "map", "dump", "pinned", f"{d.pin_dir}/flows"], capture_output=True, text=True)
+        return [e["formatted"]["value"] for e in json.loads(done.stdout)]
+    ended = [e for e in entries() if e["generation"] and not e["cookie"]]
+    assert ended, "not even the self-test's is over"
+    assert not [e for e in ended if left({k: v for k, v in e.items() if k != "generation"})], ended

@@ -518,6 +518,15 @@ struct kern_splice *kern_splice(struct kern *k)
 	return &k->splice;
 }
 
+/* All but the generation, which tells one owner's events from the next one's. */
+static void slot_clear(struct sluice_flow *f)
+{
+	uint32_t generation = f->generation;
+
+	memset(f, 0, sizeof(*f));
+	f->generation = generation;
+}
+
 int kern_slot_take(struct kern *k)
 {
 	struct kern_splice *s = &k->splice;
@@ -531,10 +540,8 @@ int kern_slot_take(struct kern *k)
 	}
 	pthread_mutex_unlock(&s->lock);
 	if (slot >= 0) {
-		struct sluice_flow *f = &s->flows[slot];
-		uint32_t generation = f->generation + 1;
-		memset(f, 0, sizeof(*f));
-		f->generation = generation;
+		slot_clear(&s->flows[slot]);
+		s->flows[slot].generation++;
 	}
 	return slot;
 }
@@ -543,8 +550,7 @@ void kern_slot_give(struct kern *k, uint32_t slot)
 {
 	struct kern_splice *s = &k->splice;
 
-	s->flows[slot].cookie = 0;
-	s->flows[slot].source_peer[0] = '\0';
+	slot_clear(&s->flows[slot]); /* so that a dump shows what is live alone */
 	pthread_mutex_lock(&s->lock);
 	s->free[(s->free_head + s->free_n) % s->flows_n] = slot;
 	s->free_n++;
