@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Connections and messages: keep-alive, pipelining, responses without bodies, interim and early responses, HTTP/1.0."""
 import json
-import os
 import signal
 import ssl
 import threading
@@ -11,6 +10,7 @@ import pytest
 from lib import pattern
 from lib.backend import response
 from lib.client import Client, Ended, request_bytes
+from lib.process import stopped
 from lib.wait import wait_until
 
 
@@ -50,6 +50,28 @@ def test_a_thousand_pipelined_requests_are_answered_in_order(sluice, backend):
         writer.start()
         assert [c.read_response().body for _ in range(1000)] == [b"/%d" % i for i in range(1000)]
         writer.join(60)
+
+
+def test_a_client_that_pipelines_does_not_hold_up_the_others(sluice, backend, tmp_path):
+    """Hundreds of requests that need no backend lie there, and then somebody else's one."""
+    def asks(path):
+        return request_bytes("OPTIONS", path, {"Max-Forwards": "0"})
+    log = tmp_path / "access.log"
+    d = sluice([backend(response(b"ok")).address], threads=1, access_log={"path": str(log), "format": "json"})
+    with d.client() as many, d.client() as one:
+        for c in (many, one):
+            c.send(asks("/first"))
+            assert c.read_response("OPTIONS").status == 200
+        d.send_signal(signal.SIGSTOP)
+        wait_until(lambda: stopped(d.pid), "the daemon to stand still")
+        many.send(asks("/many") * 500)
+        one.send(asks("/one"))
+        d.send_signal(signal.SIGCONT)
+        assert one.read_response("OPTIONS").status == 200
+        assert [many.read_response("OPTIONS").status for _ in range(500)] == [200] * 500
+    lines = wait_until(lambda: len(text := log.read_text().splitlines()) == 503 and text, "the access log")
+    before = [json.loads(line)["path"] for line in lines].index("/one")
+    assert before < 100, f"{before} requests went before it"
 
 
 def test_pipelined_requests_with_bodies(proxy):
@@ -342,18 +364,13 @@ def test_unasked_bytes_that_come_in_the_same_moment_as_the_next_request(sluice, 
     with d.client() as c:
         assert c.get("/").body == b"good"
         d.send_signal(signal.SIGSTOP)
-        wait_until(lambda: all(stopped(d.pid, t) for t in os.listdir(f"/proc/{d.pid}/task")), "all threads to stand still")
+        wait_until(lambda: stopped(d.pid), "all threads to stand still")
         c.send(request_bytes())
         speak.set()
         assert spoken.wait(60)
         d.send_signal(signal.SIGCONT)
         assert c.read_response().body == b"good"
     assert len(b.connections) == 2
-
-
-def stopped(pid, thread):
-    with open(f"/proc/{pid}/task/{thread}/stat") as f:
-        return f.read().rsplit(")", 1)[1].split()[0] == "T"
 
 
 def test_a_pool_connection_that_the_backend_ended_is_not_used(sluice, backend):

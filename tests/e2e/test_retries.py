@@ -3,12 +3,12 @@
 import signal
 import socket
 import threading
-from pathlib import Path
 
 import pytest
 
 from lib.backend import response
 from lib.client import request_bytes
+from lib.process import stopped
 from lib.sluice import ENGINES
 from lib.wait import wait_until
 
@@ -124,10 +124,6 @@ def test_a_chunked_body_of_which_framing_was_taken_is_not_begun_again(sluice, ba
         c.try_send(b"0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: test.example\r\n\r\n")
         assert c.read_end()[0] == b""
     assert len(b.heads) == 2
-
-
-def stopped(pid):
-    return all("State:\tT" in (t / "status").read_text() for t in Path(f"/proc/{pid}/task").iterdir())
 
 
 @pytest.mark.parametrize("engine", ENGINES + ("auto",))

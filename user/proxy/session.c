@@ -29,6 +29,7 @@
 #define HEAD_READ 4096u
 #define END_IDLE_AFTER_MS 100u	 /* so long a client may take to say what it wants */
 #define END_IDLE_LOOK 256u	 /* sessions to choose from: the longest here come first */
+#define REQUESTS_A_TURN 16u	 /* of those that can be answered at once: then it is others' turn */
 #define DRAIN_FIRST_MS 1000u /* for a first request, when the process stops */
 
 static const char *const state_names[] = {
@@ -306,6 +307,9 @@ static bool step(struct session *s)
 
 void session_event(struct session *s)
 {
+	uint32_t enough = s->requests + REQUESTS_A_TURN;
+	bool turn_over = false;
+
 	if (s->running || s->state == SESSION_CLOSED) {
 		s->rerun = true;
 		return;
@@ -313,9 +317,11 @@ void session_event(struct session *s)
 	s->running = true;
 	do {
 		s->rerun = false;
-		while (step(s))
-			;
-	} while (s->rerun && s->state != SESSION_CLOSED);
+		while (!turn_over && step(s))
+			turn_over = s->state == SESSION_HEAD && s->requests == enough;
+	} while (!turn_over && s->rerun && s->state != SESSION_CLOSED);
+	if (turn_over)
+		session_run_again(s);
 	s->running = false;
 	if (s->state != SESSION_CLOSED)
 		session_arm_timer(s);

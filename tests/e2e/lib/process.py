@@ -4,6 +4,7 @@ import ctypes
 import os
 import signal
 import subprocess
+from pathlib import Path
 
 from .wait import DEADLINE, wait_until
 
@@ -73,6 +74,11 @@ def pid_alive(pid):
             return f.read().rsplit(")", 1)[1].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def stopped(pid):
+    """Whether SIGSTOP has reached all of its threads."""
+    return all("State:\tT" in (t / "status").read_text() for t in Path(f"/proc/{pid}/task").iterdir())
 
 
 def kill_pid(pid, number=signal.SIGKILL):
