@@ -195,6 +195,9 @@ static void fall_and_rise_count(void **state)
 	origin_stop(&origin);
 }
 
+#define INTERIM "HTTP/1.1 102 Processing\r\n\r\n"
+#define INTERIM_8 INTERIM INTERIM INTERIM INTERIM INTERIM INTERIM INTERIM INTERIM
+
 static void http_answers_are_judged(void **state)
 {
 	static const struct {
@@ -204,6 +207,8 @@ static void http_answers_are_judged(void **state)
 		{ "200", "HTTP/1.1 204 No Content\r\n\r\n", "status 204" },
 		{ "200-399", "HTTP/1.0 302 Found\r\n\r\n", NULL },
 		{ "200", "HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\n\r\n", NULL },
+		{ "200", INTERIM_8 INTERIM_8 INTERIM_8 INTERIM_8 "HTTP/1.1 200 OK\r\n\r\n", NULL },
+		{ "200", INTERIM_8 INTERIM_8 INTERIM_8 INTERIM_8 INTERIM_8, "too many interim responses" },
 		{ "200", "SSH-2.0-OpenSSH_9.2\r\n", "not a valid response" },
 		{ "200", "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", "not a valid response" },
 		{ "200", "HTTP/1.1 200 OK\r\nServer: x\r\n", "closed before the end" },

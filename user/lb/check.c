@@ -12,6 +12,7 @@
 
 #define HEAD_MAX 16384u
 #define FIELDS_MAX 100u
+#define INTERIM_MAX 32u /* 1xx responses before the one that counts */
 
 /* What a phase answers: go on with c->phase, wait for the socket, or there is a result. */
 enum step { STEP_GO_ON, STEP_WAIT, STEP_PASSED, STEP_FAILED, STEP_OURS };
@@ -116,6 +117,8 @@ static enum step judge(struct check *c)
 			break;
 		if (head.status == 101)
 			return fail(c, "status 101 that was not asked for");
+		if (++c->interim > INTERIM_MAX)
+			return fail(c, "too many interim responses");
 		buf_consume(&c->in, head.head_len);
 		if (c->in.len == 0)
 			return STEP_GO_ON;
@@ -235,6 +238,7 @@ int check_start(struct check *c, const struct check_plan *plan)
 	c->plan = *plan;
 	c->phase = CHECK_CONNECT;
 	c->sent = c->scan = 0;
+	c->interim = 0;
 	c->reason[0] = 0;
 	fd = sock_connect(&plan->addr, &in_progress);
 	r = fd < 0 ? fd : conn_init(&c->conn, c->loop, fd, on_event);

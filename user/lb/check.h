@@ -43,6 +43,7 @@ struct check {
 	enum check_phase phase;
 	struct check_plan plan;
 	size_t sent, scan;
+	unsigned interim; /* 1xx responses so far */
 	struct buf in;
 	uint64_t started_ns;
 	enum check_outcome start_failure; /* when there was no socket to begin with */
