@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """HTTPS to clients."""
 import json
+import os
 import signal
 import socket
 import ssl
@@ -53,6 +54,17 @@ def test_the_certificate_is_chosen_by_name(proxy, certs_dir, name, want):
     with connect(proxy, certs_dir, name) as c:
         assert want in [v for _, v in c.sock.getpeercert()["subjectAltName"]]
         assert c.get("/").status == 200
+
+
+def test_half_closed_after_the_request_with_more_behind_it(proxy, certs_dir):
+    """As without TLS, also where what lies behind the request is in records of its own."""
+    with connect(proxy, certs_dir) as c:
+        c.send(request_bytes(path="/delay/300"))
+        c.send(request_bytes(path="/bytes/20"))
+        c.send(request_bytes(path="/bytes/30"))
+        with socket.socket(fileno=os.dup(c.sock.fileno())) as s:
+            s.shutdown(socket.SHUT_WR)
+        assert [c.read_response().status for _ in range(2)] == [200, 200]
 
 
 def test_the_backend_is_told_of_https(proxy, certs_dir):

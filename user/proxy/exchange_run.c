@@ -17,6 +17,22 @@
 #define INTERIM_MAX 32		 /* 1xx responses to one request */
 #define OUT_PENDING_MAX 131072u /* 1xx bytes a client may leave unread */
 
+/* What lies behind the request. Of TLS only reading tells: it may be data, or the end. */
+static bool more_behind(struct session *s)
+{
+	ssize_t n;
+	char c;
+
+	if (!s->client.tls)
+		return recv(s->client.watch.fd, &c, 1, MSG_PEEK | MSG_DONTWAIT) != 0;
+	if (buf_reserve(&s->in, HEAD_READ) < 0)
+		return false;
+	n = conn_read(&s->client, buf_tail(&s->in), buf_room(&s->in));
+	if (n > 0)
+		buf_commit(&s->in, (size_t)n);
+	return n > 0;
+}
+
 /*
  * A client that has sent its whole request and then FIN has gone: nobody will
  * take the answer. Not so when there is something behind the request (it
@@ -24,13 +40,11 @@
  */
 static bool client_gone(struct session *s)
 {
-	char c;
-
 	if (s->client.failed)
 		return true;
 	if (!s->client.rdhup || !s->x->request_done || s->in.len)
 		return false;
-	return s->client.tls || recv(s->client.watch.fd, &c, 1, MSG_PEEK | MSG_DONTWAIT) == 0;
+	return !more_behind(s);
 }
 
 /* The backend's side failed with nothing of a final response seen. */
