@@ -235,6 +235,7 @@ static void a_session_is_resumed_by_the_same_trust_and_name_only(void **state _u
 		const struct suite_case *k = &suites[rows[i]];
 		unsigned char saved[TLS_TICKETS_STATE];
 		struct tls_tickets *keys, *successor;
+		uint64_t period;
 		struct world w;
 		struct tls_ctx *first;
 
@@ -275,7 +276,21 @@ static void a_session_is_resumed_by_the_same_trust_and_name_only(void **state _u
 		assert_false(visit(&w, "a.example")); /* older than two periods: nobody can open it any more */
 		assert_true(visit(&w, "a.example"));
 		tls_tickets_unref(successor);
+		successor = tls_tickets_ref(keys);
 		tls_tickets_unref(keys); /* the context holds its own reference */
+		assert_true(visit(&w, "a.example"));
+
+		/* The clock changes them, too: what was current three periods ago opens nothing. */
+		tls_tickets_save(successor, saved);
+		tls_tickets_unref(successor);
+		memcpy(&period, saved, sizeof(period));
+		period -= 3 + 3; /* three ahead of the clock by now */
+		memcpy(saved, &period, sizeof(period));
+		tls_ctx_unref(w.s);
+		assert_int_equal(tls_tickets_new(&successor, saved, sizeof(saved)), 0);
+		w.s = server_with(k->identity, (struct tls_server_options){ .tickets = successor, .ktls = ktls });
+		tls_tickets_unref(successor);
+		assert_false(visit(&w, "a.example"));
 		assert_true(visit(&w, "a.example"));
 
 		tls_ctx_unref(w.s); /* the server reloads and does not keep them */

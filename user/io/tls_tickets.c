@@ -151,7 +151,7 @@ static bool choose(struct tls_tickets *t, const unsigned char *name, struct tick
 	bool found = false;
 
 	pthread_mutex_lock(&t->lock);
-	while (t->s.period < now && step(&t->s))
+	while ((int64_t)(now - t->s.period) > 0 && step(&t->s))
 		;
 	if (make_current(&t->s) && (!name || CRYPTO_memcmp(name, t->s.current.name, sizeof(out->name)) == 0)) {
 		*out = t->s.current;
