@@ -350,6 +350,7 @@ static void failing_requests_take_down_and_a_probe_brings_back(void **state)
 	backend_note_connect_failure(b, -ECONNREFUSED);
 	assert_true(backend_usable(b));
 	backend_note_connect_failure(b, ECONNREFUSED);
+	assert_int_equal(__atomic_load_n(&b->health->state, __ATOMIC_RELAXED), SLUICE_HEALTH_DOWN); /* in the table at once */
 	assert_false(backend_usable(b));
 	log_await("event=backend_down", "requests can not connect: Connection refused");
 	assert_int_equal(listen(fd, 8), 0);
