@@ -164,6 +164,7 @@ elif [ $# -eq 0 ]; then
 		start "$rel" "$rel" "$root/vmtest/suite.sh"
 		finish "$rel"
 	done
+	newer=
 	if newer_userland; then
 		newer=yes
 		here openssl-3.5-verify "$root/vmtest/suite.sh" verify
