@@ -112,12 +112,13 @@ static bool log_write(const char *line, size_t n)
 /* A line with time, level, event and the rest: written whole, or lost. */
 static bool log_line(enum log_level level, const char *event, const char *fmt, va_list ap)
 {
-	char buf[1 + LINE_MAX_BYTES] = "\n", *line = buf + 1;
+	char buf[1 + LINE_MAX_BYTES], *line = buf + 1;
 	struct timespec ts;
 	struct tm tm;
 	size_t n;
 	int k;
 
+	buf[0] = '\n';
 	clock_gettime(CLOCK_REALTIME, &ts);
 	gmtime_r(&ts.tv_sec, &tm);
 	n = strftime(line, LINE_MAX_BYTES, "%Y-%m-%dT%H:%M:%S", &tm);

@@ -207,11 +207,9 @@ int addresses_for(struct list *table, const struct conf *conf, unsigned workers,
 		list[i] = address_find(table, conf->listeners[i].address.text);
 		if (list[i])
 			continue;
-		r = 0;
-		if (address_is_taken(table, &conf->listeners[i].address, handed))
-			r = cannot_listen(-EADDRINUSE, conf->listeners[i].address.text, err, errlen);
-		if (r == 0)
-			r = address_new(&list[i], &conf->listeners[i], workers, handed, err, errlen);
+		r = address_is_taken(table, &conf->listeners[i].address, handed)
+			    ? cannot_listen(-EADDRINUSE, conf->listeners[i].address.text, err, errlen)
+			    : address_new(&list[i], &conf->listeners[i], workers, handed, err, errlen);
 		if (r < 0) {
 			addresses_forget_fresh(table);
 			free(list);
